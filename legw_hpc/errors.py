@@ -1,0 +1,21 @@
+"""What a run can end with: the errors that are not bugs, and the exit code of each."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_BUG = 1  # a traceback
+EXIT_INPUT = 2  # something the user can mend: an argument, a file, a folder, the environment
+EXIT_DIVERGED = 3  # the loss or a gradient is not finite
+EXIT_RESUME = 85  # stopped by a signal after a checkpoint: start the same command again
+
+
+class InputError(Exception):
+    """Something the user can mend.  One line that names the file or field and the numbers."""
+
+
+class Diverged(Exception):
+    """The loss or the gradient is not finite; the message has step, epoch and learning rate."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; every rank stopped at the same step, after a checkpoint."""

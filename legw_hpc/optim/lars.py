@@ -1,0 +1,212 @@
+"""LARS: momentum SGD whose step is scaled, tensor by tensor, by a trust ratio (You et al. 2017).
+
+For a weight w with gradient g, weight decay wd and momentum m:
+
+    q = eta * ||w|| / (||g|| + wd * ||w|| + eps)        the trust ratio
+    d = g + wd * w
+
+Public code calls three different algorithms LARS; they differ in what the momentum buffer v holds,
+and are equal only while q and the learning rate stay constant:
+
+    "paper"   v = m v + lr q d      w -= v             MLPerf's reference, optax, Intel Caffe
+    "timm"    v = m v + q d         w -= lr v          timm, apex LARC, torchlars, VISSL
+    "nus"     v = m v + d           w -= lr q v        NUS LARS-ImageNet-PyTorch, ColossalAI
+
+All three are `v = m v + a d; w -= b v` with an (a, b) for each tensor, which is SGD with a dampening
+of 1 - a and a learning rate of b.  So on a CPU the step is torch's fused SGD kernel, one call a
+tensor with its own two numbers: w, g and v pass through memory once, beside the two norms.
+`reference.py` holds the equations as they stand above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+VARIANTS = ("paper", "timm", "nus")
+DENOMINATORS = ("sum", "norm")
+
+
+def trust_ratio(weight_norm: Tensor, denominator: Tensor, eta: float) -> Tensor:
+    """eta * ||w|| / denominator, and 1 where the weight or the denominator is zero.
+
+    A zero weight has no scale to relate a step to, and a zero gradient no step: both fall back to
+    plain SGD, as every public LARS does.
+
+    Args:
+        weight_norm: ||w||, any shape; one entry a tensor.
+        denominator: the same shape.
+        eta: the trust coefficient.
+
+    Returns:
+        q, the same shape.
+    """
+    usable = (weight_norm > 0) & (denominator > 0)
+    return torch.where(usable, eta * weight_norm / denominator, torch.ones_like(weight_norm))
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling, an ordinary `torch.optim.Optimizer`.
+
+    Args:
+        params: tensors or groups of them.  A group with `adapt=False` takes q = 1, which is plain
+            momentum SGD; `parameter_groups` makes such a group, without decay, of the biases and
+            normalisation parameters.
+        lr: the global learning rate.
+        momentum: m.
+        weight_decay: wd.
+        eta: the trust coefficient (0.001 in You et al. and in MLPerf).
+        eps: added to the denominator (0 in the paper).
+        variant: "paper", "timm" or "nus"; see above.
+        denominator: "sum" for ||g|| + wd ||w|| (the paper), "norm" for ||g + wd w|| (optax, VISSL).
+        clip: None, or the largest step scale: q is at most clip / lr (1 is apex LARC's clip).
+
+    Raises:
+        ValueError: a negative or not finite number, or an unknown variant or denominator.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 0.001,
+        eps: float = 0.0,
+        variant: str = "paper",
+        denominator: str = "sum",
+        clip: float | None = None,
+    ):
+        numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "eps": eps}
+        numbers |= {} if clip is None else {"clip": clip}
+        for name, value in numbers.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, not {value}")
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown LARS variant {variant!r}: one of {', '.join(VARIANTS)}")
+        if denominator not in DENOMINATORS:
+            raise ValueError(f"unknown LARS denominator {denominator!r}: one of {', '.join(DENOMINATORS)}")
+        defaults = numbers | {"variant": variant, "denominator": denominator, "clip": clip, "adapt": True}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update; `closure`, as in torch.optim, evaluates the loss again and is optional."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if not weights:
+                continue
+            gradients = [_gradient(w) for w in weights]
+            buffers = [self._buffer(w) for w in weights]
+            ratios = _ratios(weights, gradients, group)
+            update = _update_cpu if weights[0].device.type == "cpu" else _update_foreach
+            update(weights, gradients, buffers, ratios, group)
+        return loss
+
+    def _buffer(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        return state["momentum_buffer"]
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    if weight.grad.is_sparse:
+        raise ValueError("LARS takes dense gradients; build the embedding with sparse=False")
+    return weight.grad
+
+
+def _ratios(weights: Sequence[Tensor], gradients: Sequence[Tensor], group: dict[str, Any]) -> Tensor | None:
+    """q of every tensor as one vector [tensors], on their device; None means 1 for all."""
+    if not group["adapt"]:
+        return None
+    wd = group["weight_decay"]
+    # One vector of norms each: no number crosses to the host, whatever the count of tensors.
+    weight_norm = torch.stack(torch._foreach_norm(weights))
+    if group["denominator"] == "norm" and wd:
+        below = torch.stack([_norm_of_sum(g, w, wd) for g, w in zip(gradients, weights, strict=True)])
+    else:
+        gradient_norm = torch.stack(torch._foreach_norm(gradients))
+        below = torch.where(gradient_norm > 0, gradient_norm + wd * weight_norm, 0.0)
+    q = trust_ratio(weight_norm, torch.where(below > 0, below + group["eps"], 0.0), group["eta"])
+    if group["clip"] is not None and group["lr"] > 0:
+        q = q.clamp(max=group["clip"] / group["lr"])
+    return q
+
+
+def _norm_of_sum(gradient: Tensor, weight: Tensor, wd: float) -> Tensor:
+    """||g + wd w||, in pieces, so that the temporary stays in the cache whatever the tensor's size."""
+    piece = 1 << 16
+    if gradient.stride() != weight.stride() or gradient.device.type != "cpu":
+        return torch.linalg.vector_norm(gradient.add(weight, alpha=wd))
+    g, w = _in_memory_order(gradient), _in_memory_order(weight)
+    parts = [torch.linalg.vector_norm(g[i : i + piece].add(w[i : i + piece], alpha=wd)) for i in range(0, len(g), piece)]
+    return torch.linalg.vector_norm(torch.stack(parts))
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """[elements] without a copy for any dense layout (channels_last too)."""
+    order = sorted(range(tensor.dim()), key=lambda i: tensor.stride(i), reverse=True)
+    return tensor.permute(order).reshape(-1)
+
+
+def _factors(variant: str, lr: Any, q: Any) -> tuple[Any, Any]:
+    """(a, b) of `v = m v + a d; w -= b v`; the table in this module's docstring."""
+    return {"paper": (lr * q, 1.0), "timm": (q, lr), "nus": (1.0, lr * q)}[variant]
+
+
+def _update_cpu(
+    weights: Iterable[Tensor],
+    gradients: Iterable[Tensor],
+    buffers: Iterable[Tensor],
+    ratios: Tensor | None,
+    group: dict[str, Any],
+) -> None:
+    m, wd, lr = group["momentum"], group["weight_decay"], float(group["lr"])
+    weights = list(weights)
+    scales = [1.0] * len(weights) if ratios is None else ratios.tolist()
+    for w, g, v, q in zip(weights, gradients, buffers, scales, strict=True):
+        a, b = _factors(group["variant"], lr, q)
+        if w.stride() == g.stride() == v.stride():
+            torch._fused_sgd_(
+                [w], [g], [v], weight_decay=wd, momentum=m, lr=b, dampening=1.0 - a,
+                nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
+        else:
+            v.mul_(m).add_(g, alpha=a).add_(w, alpha=a * wd)
+            w.add_(v, alpha=-b)
+
+
+def _update_foreach(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    buffers: list[Tensor],
+    ratios: Tensor | None,
+    group: dict[str, Any],
+) -> None:
+    m, wd, lr = group["momentum"], group["weight_decay"], group["lr"]
+    q: Any = torch.ones((), device=weights[0].device) if ratios is None else ratios
+    a, b = _factors(group["variant"], lr, q)
+    d = torch._foreach_add(gradients, weights, alpha=wd) if wd else torch._foreach_mul(gradients, 1.0)
+    torch._foreach_mul_(buffers, m)
+    torch._foreach_mul_(d, _per_tensor(a, len(weights)))
+    torch._foreach_add_(buffers, d)
+    step = torch._foreach_mul(buffers, _per_tensor(b, len(weights)))
+    torch._foreach_sub_(weights, step)
+
+
+def _per_tensor(factor: Any, count: int) -> Any:
+    """A number stays one for all; a vector of factors becomes one 0-dim tensor for each."""
+    if isinstance(factor, Tensor):
+        return list(factor.expand(count).unbind())
+    return factor

@@ -1,0 +1,38 @@
+"""Package description; the environment with MPI and Horovod is made by `make setup` (see .setup/)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="legw_hpc",
+    version="0.1.0",
+    description="Large-batch data-parallel training with LEGW and LARS on Horovod over MPI",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["legw_hpc", "legw_hpc.*"]),
+    package_data={"legw_hpc": ["recipes/*.toml", "data/sample/*", "data/sample/*/*"]},
+    install_requires=[
+        "torch>=2.1",
+        "numpy>=1.24",
+        "h5py>=3.8",
+        "tqdm>=4.60",
+        "matplotlib>=3.7",
+        "tomli>=2; python_version < '3.11'",
+    ],
+    extras_require={
+        # Horovod's published release needs the patch that .setup/wheels.py applies; see README.
+        "mpi": ["mpi4py>=4"],
+        "horovod": ["horovod>=0.28.1", "mpi4py>=4"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2",
+            "hypothesis>=6",
+            "ruff",
+            "mypy",
+            "pytorch-optimizer>=3",
+        ],
+    },
+    entry_points={"console_scripts": ["legw-hpc = legw_hpc.cli:main"]},
+)
