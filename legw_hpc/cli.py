@@ -1,0 +1,219 @@
+"""The command line: legw-hpc train | plan | data | sweep | doctor.
+
+Parsing imports nothing heavy, so `--help` and `plan` answer at once on a login node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from legw_hpc import errors
+from legw_hpc.comm.launcher import launched
+
+EXAMPLES = """examples:
+  legw-hpc data mnist --source DIR                       IDX files -> HDF5 shards in data/mnist
+  legw-hpc plan mnist-lstm batch=8192                    what LEGW makes of a batch; no torch needed
+  mpirun -np 2 legw-hpc train mnist-lstm batch=8192      train on two ranks
+  legw-hpc sweep mnist-lstm-sample batch=32,1024 scheme=legw,linear --ranks 2
+  legw-hpc doctor --ranks 2                              is everything in order?
+
+exit codes: 0 done, 1 a bug, 2 something to mend, 3 diverged, 85 stopped by a signal: run again to resume
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    plain = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="legw-hpc", description="Large-batch training with LEGW and LARS on Horovod over MPI.",
+        epilog=EXAMPLES, formatter_class=plain, allow_abbrev=False,
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=summary, description=summary, epilog=f"examples:\n{example}", formatter_class=plain, allow_abbrev=False
+        )
+
+    train = command(
+        "train", "train a recipe on the ranks that the launcher started",
+        "  mpirun -np 2 legw-hpc train mnist-lstm batch=8192\n"
+        "  srun --mpi=pmix legw-hpc train mnist-lstm batch=8192 out=runs/first\n"
+        "  legw-hpc train mnist-lstm-sample epochs=2              one rank\n"
+        "The same command again goes on from the last checkpoint.",
+    )  # fmt: skip
+    _recipe_arguments(train)
+
+    plan = command(
+        "plan", "print what a recipe comes to for a batch, without training",
+        "  legw-hpc plan mnist-lstm batch=8192\n  legw-hpc plan mnist-lstm batch=8192 scheme=linear --json",
+    )  # fmt: skip
+    _recipe_arguments(plan)
+    plan.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    sweep = command(
+        "sweep", "run a grid of a recipe, cell by cell; finished cells are skipped",
+        "  legw-hpc sweep mnist-lstm-sample batch=32,256,1024 scheme=legw,linear --ranks 2\n"
+        "A value with commas is a dimension of the grid.",
+    )  # fmt: skip
+    _recipe_arguments(sweep)
+    sweep.add_argument("--ranks", type=int, default=1, help="ranks of each run, on this machine (default: 1)")
+    sweep.add_argument("--to", type=Path, default=Path("runs/sweep"), help="folder of the runs, table and plot (default: runs/sweep)")
+
+    data = command(
+        "data", "make or check HDF5 shards",
+        "  legw-hpc data mnist --source DIR --out data/mnist\n  legw-hpc data mnist --download\n"
+        "  legw-hpc data synthetic --shape 28,28 --classes 10 --train 60000 --test 10000 --out data/synthetic\n"
+        "  legw-hpc data verify data/mnist",
+    )  # fmt: skip
+    _data_arguments(data)
+
+    doctor = command(
+        "doctor", "check MPI, Horovod, ranks, threads, HDF5 and disk; each fault with a remedy",
+        "  legw-hpc doctor --ranks 2\n  srun --mpi=pmix legw-hpc doctor",
+    )  # fmt: skip
+    doctor.add_argument("--ranks", type=int, default=0, help="also launch so many ranks here and let them agree")
+    return top
+
+
+def _recipe_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="name of a packaged recipe, or path of a .toml file")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="such as batch=8192, scheme=linear, baseline.lr=0.1")
+
+
+def _data_arguments(data: argparse.ArgumentParser) -> None:
+    sources = data.add_subparsers(dest="source_name", metavar="SOURCE", required=True)
+    mnist = sources.add_parser("mnist", help="MNIST from its four IDX files", allow_abbrev=False)
+    where = mnist.add_mutually_exclusive_group(required=True)
+    where.add_argument("--source", type=Path, help="folder with the IDX files, plain or .gz")
+    where.add_argument("--download", action="store_true", help="fetch them from a public mirror, checked, into OUT/idx")
+    mnist.add_argument("--out", type=Path, default=Path("data/mnist"), help="data folder to make (default: data/mnist)")
+    mnist.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
+    synthetic = sources.add_parser("synthetic", help="random samples of any shape", allow_abbrev=False)
+    synthetic.add_argument("--shape", type=_shape, default=(28, 28), help="of a sample (default: 28,28)")
+    synthetic.add_argument("--classes", type=_positive, default=10, help="default: 10")
+    synthetic.add_argument("--train", type=_positive, default=60000, help="samples (default: 60000)")
+    synthetic.add_argument("--test", type=_positive, default=10000, help="samples (default: 10000)")
+    synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
+    synthetic.add_argument("--out", type=Path, default=Path("data/synthetic"), help="data folder to make (default: data/synthetic)")
+    synthetic.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
+    verify = sources.add_parser("verify", help="read every sample and compare all checksums", allow_abbrev=False)
+    verify.add_argument("folder", type=Path)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code; errors that the user can mend are one line, from rank 0."""
+    options = parser().parse_args(arguments)
+    first = launched().rank == 0
+    code = errors.EXIT_DONE
+    try:
+        _COMMANDS[options.command](options)
+    except errors.InputError as error:
+        code = errors.EXIT_INPUT
+        _tell(first, f"legw-hpc: {error}")
+    except errors.Diverged as error:
+        code = errors.EXIT_DIVERGED
+        _tell(first, f"legw-hpc: {error}")
+    except errors.Interrupted as error:
+        code = errors.EXIT_RESUME
+        _tell(first, f"legw-hpc: {error}")
+    except KeyboardInterrupt:
+        code = 130
+        _tell(first, "legw-hpc: interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:
+        raise end
+    except BaseException:
+        _bug()
+    sys.exit(code)
+
+
+def _tell(first: bool, text: str) -> None:
+    if first:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _bug() -> NoReturn:
+    """A traceback, and the end of all ranks: the others may wait in a collective for this one."""
+    launch = launched()
+    print(f"rank {launch.rank} of {launch.size}:", file=sys.stderr)
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(errors.EXIT_BUG)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from legw_hpc.recipe import derive, load
+
+    recipe = load(options.recipe, options.overrides)
+    derive(recipe)  # what is wrong with the numbers is said before torch and MPI start
+
+    from legw_hpc.single_run import run
+
+    result = run(recipe)
+    if launched().rank == 0:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+        print(f"done: {metrics}; {result['steps']} steps, {result['samples_per_s']:,.0f} samples/s", flush=True)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from legw_hpc.recipe import derive, load
+
+    derived = derive(load(options.recipe, options.overrides))
+    print(json.dumps(derived.as_dict()) if options.json else "\n".join(derived.lines()))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from legw_hpc import sweep
+
+    sweep.sweep(options.recipe, options.overrides, options.ranks, options.to)
+
+
+def _data(options: argparse.Namespace) -> None:
+    from legw_hpc.data import shards
+    from legw_hpc.data.sources import mnist, synthetic
+
+    if launched().size > 1:
+        raise errors.InputError(f"legw-hpc data is one process's work; the launcher started {launched().size}")
+    if options.source_name == "verify":
+        counts = shards.verify(options.folder)
+        print(f"{options.folder}: whole: " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
+        return
+    if options.source_name == "mnist":
+        source = options.source
+        if options.download:
+            source = options.out / "idx"
+            mnist.download(source)
+        mnist.convert(source, options.out, options.samples_per_shard)
+    else:
+        synthetic.write(
+            options.out, options.shape, options.classes, options.train, options.test, options.seed, options.samples_per_shard
+        )
+    splits = shards.read_index(options.out)["splits"]
+    print(f"{options.out}: " + ", ".join(f"{s} {e['count']:,} in {len(e['shards'])}" for s, e in splits.items()))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from legw_hpc import doctor
+
+    doctor.doctor(options.ranks)
+
+
+_COMMANDS = {"train": _train, "plan": _plan, "data": _data, "sweep": _sweep, "doctor": _doctor}

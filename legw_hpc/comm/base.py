@@ -1,0 +1,176 @@
+"""The interface to the other ranks, the serial one, and the choice between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from legw_hpc.comm.launcher import Launch, launched
+from legw_hpc.errors import InputError
+
+BACKENDS = ("auto", "serial", "horovod", "mpi")
+_PIECE = 1 << 28  # bytes
+
+
+class Comm:
+    """One rank among `size`.
+
+    A backend gives `sum_`, `gather_bytes` and `broadcast_`; the rest is built on them here, once.
+    Every method but `abort` is a collective: all ranks call it, in the same order.
+
+    Attributes:
+        name: the backend.
+        rank, size: this rank of all.
+        local_rank, local_size: the same among the ranks of this node.
+        node: the host name.
+    """
+
+    name = "none"
+    rank = 0
+    size = 1
+    local_rank = 0
+    local_size = 1
+
+    def __init__(self) -> None:
+        self.node = socket.gethostname()
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over all ranks, in place."""
+        raise TypeError("a backend defines sum_")
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Every rank's bytes, in the order of the ranks, on every rank."""
+        raise TypeError("a backend defines gather_bytes")
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by rank 0's, in place."""
+        raise TypeError("a backend defines broadcast_")
+
+    def close(self) -> None:
+        """Leave the job in an orderly way."""
+
+    def abort(self, code: int) -> None:
+        """End this rank and with it the job, without waiting for the others."""
+        os._exit(code)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (anything that JSON holds), in the order of the ranks."""
+        return [json.loads(data) for data in self.gather_bytes(json.dumps(value).encode())]
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value (anything that JSON holds)."""
+        return self.gather(value if self.rank == 0 else None)[0]
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        """Rank 0's bytes; in pieces, since MPI counts in 32 bits."""
+        size = self.broadcast(len(data))
+        buffer = as_bytes(data) if self.rank == 0 else torch.empty(size, dtype=torch.uint8)
+        for piece in buffer.split(_PIECE):
+            self.broadcast_(piece)
+        return buffer.numpy().tobytes()
+
+    def barrier(self) -> None:
+        """Return once every rank is here."""
+        self.gather_bytes(b"")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """If an InputError ends the block on any rank, every rank raises it.
+
+        Without this, one rank that cannot open its files leaves the others waiting in the next
+        collective.  The block itself must not contain a collective.
+
+        Raises:
+            InputError: the error of the lowest rank that has one; it names rank and node if not all
+                ranks have the same.
+        """
+        error = None
+        try:
+            yield
+        except InputError as caught:
+            error = str(caught)
+        errors = self.gather([error, self.node])
+        failed = [(rank, text, node) for rank, (text, node) in enumerate(errors) if text is not None]
+        if failed:
+            rank, text, node = failed[0]
+            alone = len({text for text, _ in errors}) > 1
+            raise InputError(f"{text} (rank {rank} on {node})" if alone else text)
+
+
+class Serial(Comm):
+    """One rank alone."""
+
+    name = "serial"
+
+    def sum_(self, tensor: Tensor) -> None:
+        """The sum over one rank: nothing to do."""
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Rank 0 has it already."""
+
+
+def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
+    """Join the other ranks.
+
+    "auto" is Horovod where the launcher says that there are several ranks, and serial where there
+    is one.  Serial is never a fallback: where the launcher says N ranks and Horovod is not there,
+    or says another number, this stops rather than train N lonely copies.
+
+    Args:
+        backend: "auto", "serial", "horovod" or "mpi" (mpi4py alone; CPU tensors).
+        launch: what the launcher says; read from the environment by default.
+
+    Raises:
+        InputError: the backend is missing, or the counts of ranks differ.
+    """
+    launch = launch or launched()
+    if backend not in BACKENDS:
+        raise InputError(f"unknown comm {backend!r}: one of {', '.join(BACKENDS)}")
+    if backend == "serial" or (backend == "auto" and launch.size == 1):
+        if launch.size > 1:
+            raise InputError(f"comm=serial, but the launcher ({launch.launcher}) started {launch.size} ranks")
+        return Serial()
+    try:
+        if backend == "mpi":
+            from legw_hpc.comm.mpi import Mpi
+
+            return Mpi(launch)
+        from legw_hpc.comm.horovod import Horovod
+
+        return Horovod(launch)
+    except ImportError as error:
+        wanted = "mpi4py" if backend == "mpi" else "Horovod"
+        way_out = "" if backend == "mpi" else ", or choose comm=mpi to exchange by mpi4py alone"
+        raise InputError(
+            f"the launcher ({launch.launcher}) started {launch.size} ranks, but {wanted} cannot be imported "
+            f"({error}): run `make setup`{way_out}"
+        ) from None
+
+
+def check_counts(launch: Launch, **counts: int) -> None:
+    """Stop unless every party counts the same ranks.
+
+    Raises:
+        InputError: the counts differ; all of them are named.
+    """
+    if len({launch.size, *counts.values()}) > 1:
+        others = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(
+            f"the ranks do not see each other: the launcher ({launch.launcher}) started {launch.size}, {others}. "
+            "Horovod and mpi4py must be built with the MPI whose mpirun or srun starts them"
+        )
+
+
+def as_bytes(data: bytes) -> Tensor:
+    """uint8 [len(data)], writable."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)

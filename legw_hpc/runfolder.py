@@ -1,0 +1,102 @@
+"""A run's folder: whose it is, what it has reached, and what is written to it.
+
+    RUN/recipe.json     the recipe that the folder belongs to
+    RUN/log.jsonl       see runlog.py
+    RUN/checkpoints/    see checkpoint.py
+
+Rank 0 reads and writes; the other ranks are told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from legw_hpc import checkpoint, runlog
+from legw_hpc.comm import Comm
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import Recipe
+from legw_hpc.trainer import Timing
+
+RECIPE = "recipe.json"
+
+
+class RunFolder:
+    """Opens a run's folder, making it if need be.
+
+    Args:
+        recipe: after overrides; its `out` names the folder.
+        comm: rank 0's view of the folder counts.
+
+    Raises:
+        InputError: the folder cannot be written, or belongs to another recipe; nothing is changed then.
+    """
+
+    def __init__(self, recipe: Recipe, comm: Comm):
+        self.path, self._comm, self._keep = recipe.out_folder(), comm, recipe.checkpoint.keep
+        with comm.together():
+            if comm.rank == 0:
+                make_folder(self.path)
+                _claim(self.path, recipe)
+        with comm.together():
+            self.log = runlog.RunLog(self.path if comm.rank == 0 else None)
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of the run in this folder, if it has ended; the same on every rank."""
+        lines = runlog.read(self.path) if self._comm.rank == 0 else []
+        ended = lines[-1] if lines and lines[-1].get("event") == "end" else None
+        found = self._comm.broadcast(ended)
+        return None if found is None else dict(found)
+
+    def restore(self, model: nn.Module, optimizer: Optimizer, timing: Timing, say: Callable[[str], None]) -> int:
+        """Bring everything back to the newest whole checkpoint.
+
+        Returns:
+            The steps done; 0 if there is no checkpoint.
+        """
+        state = checkpoint.load_newest(self.path / "checkpoints", self._comm, say)
+        if state is None:
+            self.log.cut(0)
+            return 0
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        vars(timing).update(state["timing"])
+        self.log.cut(state["log"])
+        return int(state["step"])
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, timing: Timing) -> None:
+        """Write a checkpoint; every rank takes part, so that all hear of a full disk."""
+        with self._comm.together():
+            if self._comm.rank == 0:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"timing": dataclasses.asdict(timing), "log": self.log.position()}
+                checkpoint.save(self.path / "checkpoints", step, state, self._keep)
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe into a new folder; compare it in one that is in use."""
+    mine = json.loads(json.dumps(recipe.identity()))
+    path = folder / RECIPE
+    try:
+        theirs = json.loads(path.read_text())
+    except FileNotFoundError:
+        if strangers := sorted(entry.name for entry in folder.iterdir()):
+            raise InputError(f"{folder}: not empty ({strangers[0]}) and not a run's folder; nothing overwritten") from None
+        with written_whole(path) as aside:
+            aside.write_text(json.dumps(mine, indent=1) + "\n")
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    for key in sorted(mine.keys() | theirs.keys()):
+        if mine.get(key) != theirs.get(key):
+            raise InputError(
+                f"{folder}: holds a run with {key} {theirs.get(key)!r}, this one has {mine.get(key)!r}; "
+                "choose another folder with out=..., nothing overwritten"
+            )

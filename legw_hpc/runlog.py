@@ -1,0 +1,136 @@
+"""What a run tells: a JSON-lines file, and on rank 0 a progress bar or plain lines.
+
+    RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, versions, ranks, commit
+                     {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait
+                     {"event": "eval", ...}    step, epoch and the metrics
+                     {"event": "resume", ...}  from which step
+                     {"event": "end", ...}     status and result
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from legw_hpc.errors import InputError
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """Rank 0's log; on other ranks (folder None) every call does nothing."""
+
+    def __init__(self, folder: Path | None):
+        self._file: TextIO | None = None
+        if folder is not None:
+            try:
+                self._file = open(folder / LOG, "a", encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{folder / LOG}: cannot be written: {error.strerror}") from None
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one line."""
+        if self._file is not None:
+            self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+            self._file.flush()
+
+    def position(self) -> int:
+        """Bytes written so far: a checkpoint keeps it."""
+        return 0 if self._file is None else self._file.tell()
+
+    def cut(self, position: int) -> None:
+        """Forget what was logged after a checkpoint that the run goes on from."""
+        if self._file is not None:
+            self._file.truncate(position)
+            self._file.seek(position)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a torn last line is left out.  Empty if there is no log."""
+    lines = []
+    try:
+        text = (folder / LOG).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder / LOG}: cannot be read: {error.strerror}") from None
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere, nothing on ranks other than 0.
+
+    Args:
+        steps: of the whole run.
+        done: steps done before.
+        shown: is this rank 0.
+    """
+
+    def __init__(self, steps: int, done: int, shown: bool):
+        self._bar = None
+        self._shown = shown
+        if shown and sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    def step(self, done: int, **values: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+            if values:
+                self._bar.set_postfix(values, refresh=False)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is not None:
+            self._bar.write(text)
+        elif self._shown:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def versions() -> dict[str, str | None]:
+    """Of everything that can change a number."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("legw_hpc", "torch", "numpy", "h5py", "horovod", "mpi4py"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def commit() -> str | None:
+    """The commit that this code stands at, with "+" if files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    head = git("rev-parse", "--short=12", "HEAD")
+    return None if head is None else head + ("+" if git("status", "--porcelain", "-uno") else "")

@@ -1,0 +1,257 @@
+"""One run, top to bottom: recipe -> ranks -> data -> model -> steps -> checkpoints, log, result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from legw_hpc import apps, runlog
+from legw_hpc.comm import Comm, connect
+from legw_hpc.data.loader import evaluation_batches, train_steps
+from legw_hpc.data.shards import Shards
+from legw_hpc.device import choose_device, set_threads
+from legw_hpc.errors import Diverged, InputError, Interrupted
+from legw_hpc.optim import parameter_groups, solver
+from legw_hpc.recipe import Derived, Recipe, derive
+from legw_hpc.runfolder import RunFolder
+from legw_hpc.trainer import Done, Timing, evaluate, train
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Train as the recipe says; the same call on every rank.
+
+    A run folder with a checkpoint of the same recipe is gone on with; a finished one is left as it
+    is, and its result returned.
+
+    Args:
+        recipe: after overrides.
+
+    Returns:
+        The result, as in the last line of the run's log: status, metrics, steps, samples/s.
+
+    Raises:
+        InputError: something to mend: data, folder, device, ranks.
+        Diverged: the loss or gradient is not finite.
+        Interrupted: a signal came; there is a checkpoint.
+    """
+    comm = connect(recipe.comm)
+    try:
+        return _run(recipe, comm)
+    finally:
+        comm.close()
+
+
+def _run(recipe: Recipe, comm: Comm) -> dict[str, Any]:
+    with comm.together():
+        app = apps.application(recipe.application)
+        training, test = _open(recipe, app, comm.size)
+        derived = derive(recipe)
+        device = choose_device(recipe.device, comm)
+        torch.manual_seed(recipe.seed)
+        model = app.model().to(device)
+        optimizer = _optimizer(recipe, model)
+    last = min(derived.steps, recipe.max_steps or derived.steps)
+    _agree(comm, recipe, training, model)
+    folder = RunFolder(recipe, comm)
+    ended = folder.result()
+    if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= last):
+        return _ended_before(folder, ended, comm)
+
+    threads = set_threads(recipe.threads, comm)
+    timing = Timing()
+    done = folder.restore(model, optimizer, timing, print)
+    log, progress = folder.log, runlog.Progress(derived.steps, done, comm.rank == 0)
+    _announce(recipe, derived, comm, str(device), threads, done, folder)
+
+    def score(step: int) -> dict[str, float]:
+        batches = evaluation_batches(
+            test, app.decode, micro_batch=recipe.micro_batch, rank=comm.rank, size=comm.size, device=device
+        )
+        metrics = evaluate(app, model, batches, comm)
+        epoch = round(step / derived.steps_per_epoch, 4)
+        log.write("eval", step=step, epoch=epoch, **metrics)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        progress.say(f"epoch {epoch:g} of {recipe.epochs:g}, step {step}: {shown}")
+        return metrics
+
+    steps = train_steps(
+        training, app.decode, batch=recipe.batch, micro_batch=recipe.micro_batch, seed=recipe.seed,
+        first=done, last=last, rank=comm.rank, size=comm.size, device=device,
+    )  # fmt: skip
+    every = _Every(recipe, derived, comm.rank == 0)
+    metrics: dict[str, float] | None = None
+    logged = dataclasses.replace(timing)
+    try:
+        with _stop_signals() as stopped:
+            for at in train(
+                app, model, optimizer, steps, derived, comm, timing=timing, clip_norm=recipe.clip_norm,
+                asks=lambda: (stopped.is_set(), every.minutes_passed()),
+            ):  # fmt: skip
+                progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
+                if every.line_due() or at.step == last:
+                    log.write("step", **_step_line(at, derived), **timing.line(logged))
+                    logged = dataclasses.replace(timing)
+                if every.evaluation_due(at.step) or at.step == last:
+                    metrics = score(at.step)
+                if at.save or at.stop or at.step == last or every.checkpoint_due(at.step):
+                    folder.save(at.step, model, optimizer, timing)
+                    every.checkpointed()
+                if at.stop and at.step < last:
+                    raise Interrupted(f"stopped by a signal after step {at.step} of {last}; the same command goes on")
+    except Diverged as error:
+        log.write("end", status="diverged", message=str(error))
+        raise
+    finally:
+        steps.close()
+        progress.close()
+    rate = timing.line(Timing())["samples_per_s"]
+    result = {"status": "done", "metrics": metrics or score(last), "steps": last, "samples_per_s": rate}
+    result |= {"seconds": round(timing.samples / rate, 3) if rate else 0.0}
+    result = comm.broadcast(result)  # one clock, one result
+    log.write("end", **result)
+    log.close()
+    return dict(result)
+
+
+class _Every:
+    """What is due after which step; clocks count on rank 0 alone, which asks the others."""
+
+    def __init__(self, recipe: Recipe, derived: Derived, clock: bool):
+        self._evaluation_steps = recipe.eval_every * derived.steps_per_epoch
+        self._when, self._log_every, self._clock = recipe.checkpoint, recipe.log_every, clock
+        self._saved = self._logged = time.monotonic()
+
+    def line_due(self) -> bool:
+        due = time.monotonic() - self._logged >= self._log_every
+        self._logged = time.monotonic() if due else self._logged
+        return due
+
+    def evaluation_due(self, step: int) -> bool:
+        """Has this step crossed a multiple of `eval_every`; the same on every rank."""
+        return int(step / self._evaluation_steps) > int((step - 1) / self._evaluation_steps)
+
+    def checkpoint_due(self, step: int) -> bool:
+        """By the count of steps; the same on every rank."""
+        return bool(self._when.every_steps) and step % self._when.every_steps == 0
+
+    def minutes_passed(self) -> bool:
+        minutes = self._when.every_minutes
+        return self._clock and minutes > 0 and time.monotonic() - self._saved >= 60 * minutes
+
+    def checkpointed(self) -> None:
+        self._saved = time.monotonic()
+
+
+def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, Shards]:
+    if recipe.batch < ranks:
+        raise InputError(f"batch {recipe.batch} is smaller than the {ranks} ranks: each needs a sample a step")
+    training, test = (Shards(recipe.data.folder(), split) for split in ("train", "test"))
+    for data in (training, test):
+        app.check(data)
+    declared = recipe.data.train_samples
+    if len(training) != declared:
+        raise InputError(
+            f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares "
+            f"data.train_samples {declared}"
+        )
+    return training, test
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    """The learning rate is set before every step, from the schedule."""
+    groups = parameter_groups(model, recipe.exempt)
+    try:
+        return solver(recipe.solver, groups, recipe.baseline.lr, **recipe.solvers.get(recipe.solver, {}))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"recipe {recipe.name}: {error}") from None
+
+
+def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
+    """Stop unless all ranks have the same recipe, code, data and first weights.
+
+    Raises:
+        InputError: names the field and two ranks that differ.
+    """
+    weights = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        weights.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+    mine = {
+        "recipe": json.dumps(recipe.identity(), sort_keys=True),
+        "versions": runlog.versions(),
+        "data": data.index["splits"],
+        "initial weights": weights.hexdigest(),
+    }
+    everyone = comm.gather({key: json.dumps(value, sort_keys=True) for key, value in mine.items()})
+    for rank, theirs in enumerate(everyone):
+        for key, value in theirs.items():
+            if value != everyone[0][key]:
+                raise InputError(f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}")
+
+
+def _ended_before(folder: RunFolder, ended: dict[str, Any], comm: Comm) -> dict[str, Any]:
+    if ended["status"] == "diverged":
+        raise Diverged(f"{folder.path}: {ended['message']} (recorded; remove the folder to try again)")
+    if comm.rank == 0:
+        print(f"{folder.path}: this run is finished; its result is below", flush=True)
+    return {key: value for key, value in ended.items() if key not in ("event", "time")}
+
+
+def _announce(
+    recipe: Recipe, derived: Derived, comm: Comm, device: str, threads: int, done: int, folder: RunFolder
+) -> None:
+    nodes = len(set(comm.gather(comm.node)))
+    facts = {"ranks": comm.size, "nodes": nodes, "comm": comm.name, "device": device, "threads": threads}
+    if comm.rank != 0:
+        return
+    for line in derived.lines():
+        print(line)
+    print(
+        f"ranks    {comm.size} on {nodes} {'node' if nodes == 1 else 'nodes'}, {comm.name}, {device}, "
+        f"threads {threads}; {recipe.batch / comm.size:g} samples a rank in micro-batches of {recipe.micro_batch}"
+    )
+    print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
+    if done:
+        folder.log.write("resume", step=done, **facts)
+    else:
+        about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), **facts}
+        folder.log.write("start", **about, versions=runlog.versions(), commit=runlog.commit())
+
+
+def _step_line(at: Done, derived: Derived) -> dict[str, Any]:
+    epoch = round(at.step / derived.steps_per_epoch, 4)
+    return {"step": at.step, "epoch": epoch, "lr": at.lr, "loss": at.loss, "gradient_norm": at.gradient_norm}
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Collect SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 in a flag; a second SIGINT interrupts at once."""
+    flag = threading.Event()
+
+    def handler(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()  # nothing more: a handler that prints can meet itself
+
+    try:
+        before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    except ValueError:  # not the main thread: somebody else's program, somebody else's signals
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,179 @@
+"""The loop: accumulate over micro-batches, one exchange over ranks, clip, step.
+
+Each rank sums the loss of its part of the global batch, divided by the size of the whole, so the
+sum over ranks is the gradient of the mean loss: the same on any number of ranks, but for rounding
+(invariant 1).  The learning rate is asked of the schedule at every step (invariant 3).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from legw_hpc.apps import Application
+from legw_hpc.comm import Comm
+from legw_hpc.data.loader import Step
+from legw_hpc.errors import Diverged
+from legw_hpc.recipe import Derived
+
+
+class FlatGradients:
+    """The gradients of all parameters as views of one buffer, so that one exchange takes them all.
+
+    Three numbers travel at its end: the loss, and how many ranks ask to stop and to save.
+
+    Args:
+        parameters: those that are trained; float32, dense, on one device.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        size = sum(p.numel() for p in parameters)
+        self.buffer = torch.zeros(size + 3, device=parameters[0].device)
+        self.gradients = self.buffer[:size]
+        self.loss, self.asked = self.buffer[size], self.buffer[size + 1 :]
+        start = 0
+        for p in parameters:
+            # The parameter's own strides: a channels_last weight keeps a channels_last gradient.
+            p.grad = torch.as_strided(self.buffer, p.size(), p.stride(), start)
+            start += p.numel()
+
+
+@dataclass
+class Timing:
+    """Seconds of training so far, by what they went to, and the samples trained on.
+
+    Evaluations and checkpoints, which happen between steps, are not in it.
+    """
+
+    samples: int = 0
+    input: float = 0.0
+    compute: float = 0.0
+    exchange: float = 0.0
+    update: float = 0.0
+
+    def line(self, since: Timing) -> dict[str, Any]:
+        """Samples/s since an earlier state, and each part as a share of the time."""
+        parts = {name: getattr(self, name) - getattr(since, name) for name in ("input", "compute", "exchange", "update")}
+        seconds = sum(parts.values()) or math.inf
+        rate = (self.samples - since.samples) / seconds
+        return {"samples_per_s": round(rate, 1), **{name: round(value / seconds, 4) for name, value in parts.items()}}
+
+
+@dataclass(frozen=True)
+class Done:
+    """One optimizer step, as the caller of `train` sees it.
+
+    Attributes:
+        step: steps done in the whole run.
+        loss: mean over the global batch, before the step.
+        gradient_norm: of the averaged gradient, before clipping.
+        stop, save: some rank asked for it, at this step, whatever that rank's clock.
+    """
+
+    step: int
+    lr: float
+    loss: float
+    gradient_norm: float
+    stop: bool
+    save: bool
+
+
+def train(
+    app: Application,
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: Iterator[Step],
+    derived: Derived,
+    comm: Comm,
+    *,
+    timing: Timing,
+    clip_norm: float = 0.0,
+    asks: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+) -> Iterator[Done]:
+    """Train, yielding after every optimizer step; the caller evaluates, checkpoints and logs.
+
+    Args:
+        app: gives the loss.
+        model, optimizer: changed in place.
+        steps: this rank's part of each global batch.
+        derived: gives the learning rate of each step.
+        comm: sums over ranks.
+        timing: added to.
+        clip_norm: largest norm of the averaged gradient; 0 is no clipping.
+        asks: does this rank want to (stop, save); travels with the gradients, so that all ranks know
+            of it at the same step.
+
+    Raises:
+        Diverged: the loss or gradient is not finite, on every rank at the same step.
+    """
+    flat = FlatGradients([p for p in model.parameters() if p.requires_grad])
+    model.train()
+    clock = time.perf_counter
+    start = clock()
+    for step in steps:
+        read = clock()
+        lr = derived.lr(step.number)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        # Randomness of the model (dropout) is a function of (seed, step, rank): resume needs no state.
+        torch.manual_seed((derived.recipe.seed << 40) + (step.number << 16) + comm.rank)
+        flat.buffer.zero_()
+        for tensors in step.micro_batches:
+            loss = app.loss(model, *tensors) / step.samples
+            loss.backward()
+            flat.loss += loss.detach()
+        flat.asked.copy_(torch.tensor(asks()))
+        computed = clock()
+        comm.sum_(flat.buffer)
+        exchanged = clock()
+        norm = torch.linalg.vector_norm(flat.gradients)
+        loss_now, norm_now, stop, save = torch.cat([flat.loss[None], norm[None], flat.asked]).tolist()
+        if not (math.isfinite(loss_now) and math.isfinite(norm_now)):
+            epoch = step.number / derived.steps_per_epoch
+            raise Diverged(
+                f"diverged at step {step.number} (epoch {epoch:.3f}, lr {lr:.6g}): "
+                f"loss {loss_now:.6g}, gradient norm {norm_now:.6g}"
+            )
+        if clip_norm and norm_now > clip_norm:
+            flat.gradients.mul_(clip_norm / norm_now)
+        optimizer.step()
+        end = clock()
+        timing.samples += step.samples
+        timing.input += read - start
+        timing.compute += computed - read
+        timing.exchange += exchanged - computed
+        timing.update += end - exchanged
+        yield Done(step.number + 1, lr, loss_now, norm_now, stop > 0, save > 0)
+        start = clock()
+
+
+def evaluate(
+    app: Application, model: nn.Module, batches: Iterator[tuple[Tensor, ...]], comm: Comm
+) -> dict[str, float]:
+    """The metrics over every sample once: sums are reduced, not means; no padding (invariant 4).
+
+    Args:
+        app: gives the sums and what they make.
+        model: left in training mode.
+        batches: this rank's part of the split; may be empty.
+        comm: sums over ranks.
+    """
+    model.eval()
+    sums: dict[str, float] = {}
+    with torch.inference_mode():
+        for tensors in batches:
+            for name, value in app.evaluate(model, *tensors).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+    model.train()
+    names = sorted({name for names in comm.gather(sorted(sums)) for name in names})
+    # float64: exact for counts, and the order of ranks does not show in the digits that are printed.
+    total = torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64)
+    comm.sum_(total)
+    return app.metrics(dict(zip(names, total.tolist(), strict=True)))
