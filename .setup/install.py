@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import wheels  # noqa: E402
+import wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("VENV") or ROOT / ".venv").absolute()
@@ -95,9 +95,6 @@ def settings() -> str:
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):
-        sys.exit(f"Python {sys.version.split()[0]} is too old: 3.10 or later is needed.\n"
-                 "remedy: make PYTHON=/path/to/python3.10")  # fmt: skip
     stamp = VENV / ".ready"
     wanted = settings()
     if stamp.exists() and stamp.read_text() == wanted:

@@ -210,7 +210,7 @@ class Builder:
         with self.log.open("a") as log:
             log.write(f"\n$ pip {' '.join(pip)}\n")
             log.flush()
-            command = [self.python, "-m", "pip", "--disable-pip-version-check", *pip]
+            command: list[str | Path] = [self.python, "-m", "pip", "--disable-pip-version-check", *pip]
             done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         if done.returncode:
             raise BuildError(step, remedy)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from legw_hpc import errors
-from legw_hpc.comm.launcher import launched
+from legw_hpc.launcher import launched
 
 EXAMPLES = """examples:
   legw-hpc data mnist --source DIR                       IDX files -> HDF5 shards in data/mnist
@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _recipe_arguments(sweep)
     sweep.add_argument("--ranks", type=int, default=1, help="ranks of each run, on this machine (default: 1)")
-    sweep.add_argument("--to", type=Path, default=Path("runs/sweep"), help="folder of the runs, table and plot (default: runs/sweep)")
+    sweep.add_argument(
+        "--to", type=Path, default=Path("runs/sweep"), help="folder of the runs, table and plot (default: runs/sweep)"
+    )
 
     data = command(
         "data", "make or check HDF5 shards",
@@ -101,7 +103,9 @@ def _data_arguments(data: argparse.ArgumentParser) -> None:
     synthetic.add_argument("--train", type=_positive, default=60000, help="samples (default: 60000)")
     synthetic.add_argument("--test", type=_positive, default=10000, help="samples (default: 10000)")
     synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
-    synthetic.add_argument("--out", type=Path, default=Path("data/synthetic"), help="data folder to make (default: data/synthetic)")
+    synthetic.add_argument(
+        "--out", type=Path, default=Path("data/synthetic"), help="data folder to make (default: data/synthetic)"
+    )
     synthetic.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
     verify = sources.add_parser("verify", help="read every sample and compare all checksums", allow_abbrev=False)
     verify.add_argument("folder", type=Path)

@@ -11,7 +11,7 @@ from legw_hpc.errors import InputError
 
 
 def choose_device(wanted: str, comm: Comm) -> torch.device:
-    """"cpu", or the GPU of this local rank.
+    """ "cpu", or the GPU of this local rank.
 
     A rank that sees one GPU alone (`srun --gpus-per-task=1`) has it as device 0.
 

@@ -227,9 +227,7 @@ def derive(recipe: Recipe, train_samples: int | None = None) -> Derived:
             shape = "gradual" if scaled.warmup == "none" else scaled.warmup
             scaled = dataclasses.replace(scaled, warmup=shape, warmup_epochs=recipe.warmup_epochs)
         decay = decay_from(recipe.decay, **_tuples(recipe.decays.get(recipe.decay, {})))
-        schedule = build(
-            scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay, warmup_lr=recipe.baseline.lr
-        )
+        schedule = build(scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay, warmup_lr=recipe.baseline.lr)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     steps_per_epoch = -(-samples // recipe.batch)

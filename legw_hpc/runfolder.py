@@ -75,7 +75,7 @@ class RunFolder:
         """Write a checkpoint; every rank takes part, so that all hear of a full disk."""
         with self._comm.together():
             if self._comm.rank == 0:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"timing": dataclasses.asdict(timing), "log": self.log.position()}
                 checkpoint.save(self.path / "checkpoints", step, state, self._keep)
 

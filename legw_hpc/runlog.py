@@ -1,10 +1,10 @@
 """What a run tells: a JSON-lines file, and on rank 0 a progress bar or plain lines.
 
-    RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, versions, ranks, commit
-                     {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait
-                     {"event": "eval", ...}    step, epoch and the metrics
-                     {"event": "resume", ...}  from which step
-                     {"event": "end", ...}     status and result
+RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, versions, ranks, commit
+                 {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait
+                 {"event": "eval", ...}    step, epoch and the metrics
+                 {"event": "resume", ...}  from which step
+                 {"event": "end", ...}     status and result
 """
 
 from __future__ import annotations

@@ -164,8 +164,7 @@ def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, Sh
     declared = recipe.data.train_samples
     if len(training) != declared:
         raise InputError(
-            f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares "
-            f"data.train_samples {declared}"
+            f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares data.train_samples {declared}"
         )
     return training, test
 
@@ -209,9 +208,7 @@ def _ended_before(folder: RunFolder, ended: dict[str, Any], comm: Comm) -> dict[
     return {key: value for key, value in ended.items() if key not in ("event", "time")}
 
 
-def _announce(
-    recipe: Recipe, derived: Derived, comm: Comm, device: str, threads: int, done: int, folder: RunFolder
-) -> None:
+def _announce(recipe: Recipe, derived: Derived, comm: Comm, device: str, threads: int, done: int, folder: RunFolder) -> None:
     nodes = len(set(comm.gather(comm.node)))
     facts = {"ranks": comm.size, "nodes": nodes, "comm": comm.name, "device": device, "threads": threads}
     if comm.rank != 0:

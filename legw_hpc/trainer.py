@@ -154,9 +154,7 @@ def train(
         start = clock()
 
 
-def evaluate(
-    app: Application, model: nn.Module, batches: Iterator[tuple[Tensor, ...]], comm: Comm
-) -> dict[str, float]:
+def evaluate(app: Application, model: nn.Module, batches: Iterator[tuple[Tensor, ...]], comm: Comm) -> dict[str, float]:
     """The metrics over every sample once: sums are reduced, not means; no padding (invariant 4).
 
     Args:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from legw_hpc.comm.launcher import Launch, launched
 from legw_hpc.errors import InputError
+from legw_hpc.launcher import Launch, launched
 
 BACKENDS = ("auto", "serial", "horovod", "mpi")
 _PIECE = 1 << 28  # bytes

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from legw_hpc.comm.base import Comm, as_bytes, check_counts
-from legw_hpc.comm.launcher import Launch
+from legw_hpc.launcher import Launch
 
 
 class Horovod(Comm):
@@ -62,7 +62,12 @@ class Horovod(Comm):
 
 def facts() -> dict[str, Any]:
     """How this Horovod was built, for `doctor` and the run log."""
-    ask: dict[str, Callable[[], Any]] = {"mpi": hvd.mpi_built, "nccl": hvd.nccl_built, "cuda": hvd.cuda_built, "gloo": hvd.gloo_built}
+    ask: dict[str, Callable[[], Any]] = {
+        "mpi": hvd.mpi_built,
+        "nccl": hvd.nccl_built,
+        "cuda": hvd.cuda_built,
+        "gloo": hvd.gloo_built,
+    }
     return {"version": horovod_version(), **{name: bool(built()) for name, built in ask.items()}}
 
 

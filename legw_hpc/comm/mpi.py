@@ -6,8 +6,8 @@ from mpi4py import MPI
 from torch import Tensor
 
 from legw_hpc.comm.base import Comm, check_counts
-from legw_hpc.comm.launcher import Launch
 from legw_hpc.errors import InputError
+from legw_hpc.launcher import Launch
 
 
 class Mpi(Comm):

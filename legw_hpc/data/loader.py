@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def train_steps(
     rank: int,
     size: int,
     device: torch.device,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """The steps `first` ... `last`-1 of a run, the same on every rank count but for who reads what.
 
     Args:
@@ -100,7 +100,7 @@ def _arrive(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, 
     return tuple(t.to(device, non_blocking=True) for t in tensors)
 
 
-def ahead(items: Iterator[Any], depth: int = AHEAD) -> Iterator[Any]:
+def ahead(items: Iterator[Any], depth: int = AHEAD) -> Generator[Any, None, None]:
     """Run an iterator in a thread of its own, up to `depth` items ahead; its errors surface here.
 
     Closing the result, or letting it go, ends the thread.

@@ -337,11 +337,9 @@ def _check_field(where: str, name: str, field: Field, values: Any, count: int) -
 
 
 def _check_labels(where: str, name: str, field: Field, values: NDArray[Any]) -> None:
-    if field.classes is not None and values.size and not (0 <= values.min() and values.max() < field.classes):
+    if field.classes is not None and values.size and not (values.min() >= 0 and values.max() < field.classes):
         bad = int(np.flatnonzero((values < 0) | (values >= field.classes))[0])
-        raise InputError(
-            f"{where}: {name} of sample {bad} is {values[bad]}, out of range for {field.classes} classes"
-        )
+        raise InputError(f"{where}: {name} of sample {bad} is {values[bad]}, out of range for {field.classes} classes")
 
 
 def _as_datasets(name: str, field: Field, values: Any) -> dict[str, NDArray[Any]]:

@@ -31,8 +31,14 @@ class MnistLSTM(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.transform = nn.Linear(PIXELS, HIDDEN)
-        self.lstm = nn.LSTM(HIDDEN, HIDDEN)
+        # The cell's kernel, 256 x 512 in the paper, as PyTorch keeps it: gates first, in the order i, f, g, o.
+        self.input_kernel = nn.Parameter(torch.empty(4 * HIDDEN, HIDDEN))
+        self.state_kernel = nn.Parameter(torch.empty(4 * HIDDEN, HIDDEN))
+        self.bias = nn.Parameter(torch.empty(4 * HIDDEN))
         self.head = nn.Linear(HIDDEN, CLASSES)
+        # PyTorch's kernel adds two biases where the cell has one.
+        self.no_bias: Tensor
+        self.register_buffer("no_bias", torch.zeros(4 * HIDDEN), persistent=False)
         self.reset()
 
     def reset(self) -> None:
@@ -40,29 +46,26 @@ class MnistLSTM(nn.Module):
         for layer in (self.transform, self.head):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        # One kernel of [input, state] x gates, as in TensorFlow: its fans set the bound of both halves.
-        bound = (6 / (2 * HIDDEN + 4 * HIDDEN)) ** 0.5
-        nn.init.uniform_(self.lstm.weight_ih_l0, -bound, bound)
-        nn.init.uniform_(self.lstm.weight_hh_l0, -bound, bound)
-        nn.init.zeros_(self.lstm.bias_ih_l0)
-        # PyTorch adds two biases where the cell has one; the second stays zero and is not trained.
-        nn.init.zeros_(self.lstm.bias_hh_l0)
-        self.lstm.bias_hh_l0.requires_grad_(False)
-        with torch.no_grad():
-            self.lstm.bias_ih_l0[HIDDEN : 2 * HIDDEN] = 1.0  # gates are in the order i, f, g, o
+        bound = (6 / (2 * HIDDEN + 4 * HIDDEN)) ** 0.5  # of the whole kernel: fan in 256, fan out 512
+        nn.init.uniform_(self.input_kernel, -bound, bound)
+        nn.init.uniform_(self.state_kernel, -bound, bound)
+        nn.init.zeros_(self.bias)
+        nn.init.ones_(self.bias[HIDDEN : 2 * HIDDEN])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 10] of images [B, 28, 28], values 0 ... 1."""
-        weight = self.lstm.weight_ih_l0 @ self.transform.weight  # [512, 28]
-        bias = self.lstm.weight_ih_l0 @ self.transform.bias + self.lstm.bias_ih_l0  # [512]
-        parameters = [weight, self.lstm.weight_hh_l0, bias, self.lstm.bias_hh_l0]
-        steps = images.transpose(0, 1).contiguous()  # [28, B, 28]
-        zero = steps.new_zeros(1, images.shape[0], HIDDEN)
-        # (input, (h0, c0), weights, has biases, layers, dropout, train, bidirectional, batch first)
-        states, _, _ = torch._VF.lstm(steps, (zero, zero), parameters, True, 1, 0.0, True, False, False)
-        return self.head(states[-1])
+        kernel = self.input_kernel @ self.transform.weight  # [512, 28]
+        bias = self.input_kernel @ self.transform.bias + self.bias  # [512]
+        return self._cell(images.transpose(0, 1).contiguous(), kernel, bias)
 
     def plain(self, images: Tensor) -> Tensor:
         """The same function as the paper draws it; the reference for `forward`."""
-        states, _ = self.lstm(self.transform(images.transpose(0, 1)))
+        return self._cell(self.transform(images.transpose(0, 1)), self.input_kernel, self.bias)
+
+    def _cell(self, steps: Tensor, input_kernel: Tensor, bias: Tensor) -> Tensor:
+        """Steps [28, B, features] through the LSTM and the head."""
+        zero = steps.new_zeros(1, steps.shape[1], HIDDEN)
+        weights = [input_kernel, self.state_kernel, bias, self.no_bias]
+        # (input, (h0, c0), weights, has biases, layers, dropout, train, bidirectional, batch first)
+        states, _, _ = torch._VF.lstm(steps, (zero, zero), weights, True, 1, 0.0, True, False, False)
         return self.head(states[-1])

@@ -21,7 +21,7 @@ tensor with its own two numbers: w, g and v pass through memory once, beside the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; `closure`, as in torch.optim, evaluates the loss again and is optional."""
         loss = None
         if closure is not None:
@@ -126,7 +126,7 @@ def _gradient(weight: Tensor) -> Tensor:
     return weight.grad
 
 
-def _ratios(weights: Sequence[Tensor], gradients: Sequence[Tensor], group: dict[str, Any]) -> Tensor | None:
+def _ratios(weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> Tensor | None:
     """q of every tensor as one vector [tensors], on their device; None means 1 for all."""
     if not group["adapt"]:
         return None
@@ -166,18 +166,18 @@ def _factors(variant: str, lr: Any, q: Any) -> tuple[Any, Any]:
 
 
 def _update_cpu(
-    weights: Iterable[Tensor],
-    gradients: Iterable[Tensor],
-    buffers: Iterable[Tensor],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    buffers: list[Tensor],
     ratios: Tensor | None,
     group: dict[str, Any],
 ) -> None:
     m, wd, lr = group["momentum"], group["weight_decay"], float(group["lr"])
-    weights = list(weights)
     scales = [1.0] * len(weights) if ratios is None else ratios.tolist()
     for w, g, v, q in zip(weights, gradients, buffers, scales, strict=True):
         a, b = _factors(group["variant"], lr, q)
-        if w.stride() == g.stride() == v.stride():
+        # The kernel takes no buffer where there is no momentum, and tensors in one memory order only.
+        if m and w.stride() == g.stride() == v.stride():
             torch._fused_sgd_(
                 [w], [g], [v], weight_decay=wd, momentum=m, lr=b, dampening=1.0 - a,
                 nesterov=False, maximize=False, is_first_step=False,
@@ -195,7 +195,7 @@ def _update_foreach(
     group: dict[str, Any],
 ) -> None:
     m, wd, lr = group["momentum"], group["weight_decay"], group["lr"]
-    q: Any = torch.ones((), device=weights[0].device) if ratios is None else ratios
+    q: Any = 1.0 if ratios is None else ratios
     a, b = _factors(group["variant"], lr, q)
     d = torch._foreach_add(gradients, weights, alpha=wd) if wd else torch._foreach_mul(gradients, 1.0)
     torch._foreach_mul_(buffers, m)

@@ -91,7 +91,7 @@ def parameter_groups(model: nn.Module, exempt: bool = True) -> list[dict[str, An
     weights = [p for p in model.parameters() if p.requires_grad]
     if not exempt:
         return [{"params": weights}]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in weights if p.dim() > 1]},
         {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0, "adapt": False},
     ]

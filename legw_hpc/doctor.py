@@ -1,0 +1,218 @@
+"""Is everything in order?  One line a check; a fault comes with its remedy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from legw_hpc import runlog
+from legw_hpc.comm import connect
+from legw_hpc.errors import InputError
+from legw_hpc.launcher import launched, local_ranks, mpirun
+
+# Assumed: a ResNet-50 checkpoint is 0.2 GB, and two of them and the log should fit many times over.
+FREE_BYTES = 2 << 30
+# The launch of N ranks may import torch from a cold network file system (assumed).
+LAUNCH_SECONDS = 300
+
+
+class Fault(Exception):
+    """A check that failed, and what to do about it."""
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(what)
+        self.remedy = remedy
+
+
+def doctor(ranks: int) -> None:
+    """Run all checks and print them; rank 0 prints for all.
+
+    Args:
+        ranks: launch so many ranks on this machine and let them agree; 0 launches none.  Under a
+            launcher, its own ranks are checked instead.
+
+    Raises:
+        InputError: some check failed.
+    """
+    launch = launched()
+    checks: list[Callable[[], str]] = [_python, _mpi, _mpi4py, _horovod, _device, _threads, _hdf5, _space]
+    if launch.size > 1:
+        checks.append(_agree)
+    elif ranks:
+        checks.append(lambda: _launch(ranks))
+    faults = 0
+    for check in checks:
+        try:
+            line = f"ok     {check()}"
+        except Fault as fault:
+            faults += 1
+            line = f"FAULT  {fault}\n       remedy: {fault.remedy}"
+        if launch.rank == 0:
+            print(line, flush=True)
+    if faults:
+        raise InputError(f"doctor: {faults} of {len(checks)} checks failed")
+
+
+def _python() -> str:
+    found = {name: version for name, version in runlog.versions().items() if name not in ("horovod", "mpi4py")}
+    return ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
+
+
+def _mpi() -> str:
+    command = mpirun()
+    if command is None:
+        raise Fault("MPI: no mpirun or mpiexec", "load your cluster's MPI module, or run `make setup` (srun alone is fine too)")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True)
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return f"MPI launcher: {command} ({lines[0] if lines else 'no version'})"
+
+
+def _mpi4py() -> str:
+    out = _python_says("from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0].rstrip('\\0 '))")
+    if out is None:
+        raise Fault(
+            "mpi4py cannot be imported or finds no MPI library", "run `make setup`; on a cluster, load the MPI module first"
+        )
+    return f"mpi4py: {out}"
+
+
+def _horovod() -> str:
+    out = _python_says("from legw_hpc.comm.horovod import facts; f = facts(); print(f['version'], f['mpi'], f['nccl'])")
+    if out is None:
+        raise Fault(
+            "Horovod cannot be imported: several ranks can only train with comm=mpi",
+            "run `make setup`: the published release needs a patch to build (see .setup/wheels.py)",
+        )
+    version, mpi, nccl = out.split()
+    if mpi != "True":
+        raise Fault(
+            f"Horovod {version} was built without MPI: every rank would be rank 0 of 1",
+            "run `make setup` with mpicxx on the PATH",
+        )
+    return f"Horovod {version}: MPI yes, NCCL {'yes' if nccl == 'True' else 'no'}"
+
+
+def _python_says(code: str) -> str | None:
+    """The last line that a fresh interpreter prints, outside of the launcher's world; None if it fails."""
+    prefixes = ("OMPI_", "PMI", "PRTE_", "SLURM_", "PALS_", "MV2_", "MPI_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=LAUNCH_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 and done.stdout.strip() else None
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"device: CPU ({torch.backends.cpu.get_cpu_capability()})"
+    out = _python_says("from legw_hpc.comm.horovod import facts; print(facts()['nccl'])")
+    if out != "True":
+        raise Fault(
+            f"{torch.cuda.device_count()} GPUs, but Horovod has no NCCL",
+            "make HOROVOD_GPU_OPERATIONS=NCCL, or train with device=cpu",
+        )
+    return f"device: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}, NCCL"
+
+
+def _threads() -> str:
+    cores = len(os.sched_getaffinity(0))
+    local = max(1, launched().local_size)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > cores:
+        raise Fault(
+            f"OMP_NUM_THREADS is {asked}, but this rank may use {cores} cores", f"export OMP_NUM_THREADS={max(1, cores // local)}"
+        )
+    note = "; oversubscribed" if local > (os.cpu_count() or 1) else ""
+    return f"threads: {cores} of {os.cpu_count()} cores, {local} ranks here{note}, OMP_NUM_THREADS {asked or 'not set'}"
+
+
+def _hdf5() -> str:
+    import h5py
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(dir=_writable()) as folder:
+        path = Path(folder) / "check.h5"
+        try:
+            with h5py.File(path, "w") as file:
+                file["x"] = np.arange(8)
+            with h5py.File(path, "r", locking=False) as file:
+                whole = bool((file["x"][...] == np.arange(8)).all())
+        except OSError as error:
+            raise Fault(
+                f"HDF5 cannot write here: {error}", "export HDF5_USE_FILE_LOCKING=FALSE, or use another file system"
+            ) from None
+    if not whole:
+        raise Fault("HDF5 reads back other values than it wrote", "reinstall h5py")
+    return f"HDF5 {h5py.version.hdf5_version}: writes and reads in {Path.cwd()}"
+
+
+def _writable() -> Path:
+    here = Path.cwd()
+    if not os.access(here, os.W_OK):
+        raise Fault(f"{here} cannot be written", "change to a folder of your own")
+    return here
+
+
+def _space() -> str:
+    free = shutil.disk_usage(Path.cwd()).free
+    if free < FREE_BYTES:
+        raise Fault(
+            f"{free / 2**30:.1f} GiB free in {Path.cwd()}, {FREE_BYTES / 2**30:.0f} wanted", "make room, or train elsewhere"
+        )
+    return f"free space: {free / 2**30:.0f} GiB in {Path.cwd()}"
+
+
+def _agree() -> str:
+    """Under a launcher: do all parties count the same ranks, and is a sum right."""
+    import torch
+
+    try:
+        comm = connect("horovod")
+    except InputError as error:
+        raise Fault(str(error), "start the ranks with the mpirun or srun of the MPI that Horovod was built with") from None
+    try:
+        total = torch.full((1000,), float(comm.rank + 1))
+        comm.sum_(total)
+        expected = comm.size * (comm.size + 1) / 2
+        if not bool((total == expected).all()):
+            raise Fault(
+                f"a sum over {comm.size} ranks gives {total[0]:g}, not {expected:g}", "rebuild Horovod with this MPI: make setup"
+            )
+        everyone = comm.gather([comm.node, len(os.sched_getaffinity(0))])
+        nodes = len({node for node, _ in everyone})
+        return f"ranks: {comm.size} on {nodes} nodes agree, {everyone[0][1]} cores each may be used"
+    finally:
+        comm.close()
+
+
+def _launch(ranks: int) -> str:
+    try:
+        command, environment = local_ranks(ranks)
+    except FileNotFoundError as error:
+        raise Fault(str(error), "run `make setup`, or load an MPI module") from None
+    command += [sys.executable, "-m", "legw_hpc", "doctor"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise Fault(
+            f"{ranks} ranks did not answer within {LAUNCH_SECONDS} s", "try mpirun -np 2 hostname; look for a firewall"
+        ) from None
+    found = [line for line in done.stdout.splitlines() if line.startswith("ok     ranks: ")]
+    if done.returncode or not found:
+        tail = " | ".join((done.stdout + done.stderr).strip().splitlines()[-6:])
+        raise Fault(
+            f"{ranks} ranks do not agree (mpirun ended with {done.returncode}): {tail}", "run mpirun -np 2 legw-hpc doctor"
+        )
+    return found[0].removeprefix("ok     ")

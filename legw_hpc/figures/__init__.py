@@ -1,0 +1,1 @@
+"""Drawings, from results that are on disk; nothing here trains."""

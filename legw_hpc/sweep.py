@@ -1,0 +1,161 @@
+"""A grid of runs of one recipe on this machine, resumable cell by cell, and what it came to."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from legw_hpc import errors, runlog
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.launcher import local_ranks
+from legw_hpc.recipe import Derived, derive, load
+
+# A run that was told to stop has so long to write its checkpoint (assumed).
+STOP_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: its overrides, its folder's name, and what they come to."""
+
+    name: str
+    overrides: tuple[str, ...]
+    derived: Derived
+
+
+def cells(recipe: str, overrides: Sequence[str]) -> list[Cell]:
+    """The grid: every override whose value has commas is a dimension, the last one varies fastest.
+
+    Args:
+        recipe: name or path.
+        overrides: key=value or key=value,value,...
+
+    Raises:
+        InputError: any cell that cannot be trained; nothing has run by then.
+    """
+    dimensions = []
+    for override in overrides:
+        key, equals, values = override.partition("=")
+        if key == "out":
+            raise InputError("a sweep chooses the run folders itself: --to names the folder that holds them")
+        many = [override] if not equals or values[:1] in ("[", '"', "'") else [f"{key}={value}" for value in values.split(",")]
+        dimensions.append(many)
+    grid = []
+    for chosen in itertools.product(*dimensions):
+        varied = [value for value, many in zip(chosen, dimensions, strict=True) if len(many) > 1]
+        name = re.sub(r"[^\w.=+-]", "_", ",".join(varied)) or "run"
+        grid.append(Cell(name, chosen, derive(load(recipe, chosen))))
+    if len({cell.name for cell in grid}) < len(grid):
+        raise InputError(f"the grid has a cell twice: {' '.join(overrides)}")
+    return grid
+
+
+def sweep(recipe: str, overrides: Sequence[str], ranks: int, to: Path) -> list[dict[str, Any]]:
+    """Run what is missing of a grid, then write and print its table and plot.
+
+    Args:
+        recipe: name or path.
+        overrides: see `cells`.
+        ranks: of each run, launched on this machine.
+        to: TO/CELL are the run folders; TO/table.md and TO/quality.png are written.
+
+    Returns:
+        A row a cell that has ended.
+
+    Raises:
+        InputError: a cell that cannot be trained; the cells that have ended stay.
+        Interrupted: the run was told to stop; the same command goes on.
+    """
+    grid = cells(recipe, overrides)
+    make_folder(to)
+    for number, cell in enumerate(grid, 1):
+        row = _row(to, cell)
+        if row is None:
+            _run(recipe, cell, ranks, to)
+            row = _row(to, cell)
+        said = "no result" if row is None else f"{row['metric']} {_shown(row)}"
+        print(f"[{number}/{len(grid)}] {cell.name}: {said}", flush=True)
+    rows = [row for cell in grid if (row := _row(to, cell)) is not None]
+    if rows:
+        from legw_hpc.figures import quality
+
+        table = markdown(rows)
+        with written_whole(to / "table.md") as path:
+            path.write_text(table)
+        with written_whole(to / "quality.png") as path:
+            quality.draw(rows, path, f"{recipe}: quality against batch")
+        print(f"\n{table}\ntable: {to / 'table.md'}\nplot:  {to / 'quality.png'}", flush=True)
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of the rows that `sweep` returns."""
+    metric = rows[0]["metric"]
+    lines = [f"| scheme | batch | k | lr | warmup epochs | {metric} | samples/s |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        rate = "" if row["samples_per_s"] is None else f"{row['samples_per_s']:,.0f}"
+        cells = [
+            row["scheme"],
+            f"{row['batch']:,}",
+            f"{row['k']:g}",
+            f"{row['lr']:.4g}",
+            f"{row['warmup_epochs']:.4g}",
+            _shown(row),
+            rate,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return "diverged" if row["value"] is None else f"{row['value']:.2f}"
+
+
+def _row(to: Path, cell: Cell) -> dict[str, Any] | None:
+    """What a finished cell came to; None if it has not ended."""
+    lines = runlog.read(to / cell.name)
+    if not lines or lines[-1]["event"] != "end":
+        return None
+    end, derived = lines[-1], cell.derived
+    if end["status"] == "done" and end["steps"] < derived.steps and not derived.recipe.max_steps:
+        return None
+    values = end.get("metrics") or {}
+    known = [line for line in lines if line["event"] == "eval"]
+    metric = next(iter(values), None) or (
+        next(iter([k for k in known[0] if k not in ("event", "time", "step", "epoch")])) if known else "metric"
+    )
+    shown = derived.as_dict()
+    row = {key: shown[key] for key in ("scheme", "batch", "k", "lr", "warmup_epochs")}
+    row |= {"metric": metric, "value": values.get(metric), "samples_per_s": end.get("samples_per_s"), "status": end["status"]}
+    return row
+
+
+def _run(recipe: str, cell: Cell, ranks: int, to: Path) -> None:
+    """One training run as its own process or processes, its output in TO/CELL.out."""
+    command, environment = local_ranks(ranks) if ranks > 1 else ([], None)
+    command += [sys.executable, "-m", "legw_hpc", "train", recipe, *cell.overrides, f"out={to / cell.name}"]
+    output = to / f"{cell.name}.out"
+    with output.open("a") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the terminal has told the run as well; let it write its checkpoint
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+            raise errors.Interrupted(f"stopped in cell {cell.name}; the same command goes on from there") from None
+    if code == errors.EXIT_RESUME:
+        raise errors.Interrupted(f"cell {cell.name} was told to stop; the same command goes on from there")
+    if code not in (errors.EXIT_DONE, errors.EXIT_DIVERGED):
+        said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith("legw-hpc: ")]
+        why = said[-1].removeprefix("legw-hpc: ") if said else f"see {output}"
+        raise InputError(f"cell {cell.name} ended with exit code {code}: {why}")

@@ -1,0 +1,56 @@
+"""Fixtures: a small data folder, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from legw_hpc.data.sources import synthetic
+
+torch.set_num_threads(1)  # bit-for-bit comparisons, and no fight with the ranks of other tests
+
+SAMPLES = 300  # 96 does not divide it: steps of 96, 96, 96, 12
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """28x28 images in four shards: 300 for training, 101 for test."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    synthetic.write(folder, (28, 28), 10, SAMPLES, 101, samples_per_shard=83)
+    return folder
+
+
+@pytest.fixture
+def arguments(shards: Path) -> list[str]:
+    """A training command of 4 steps an epoch on `shards`."""
+    return [
+        "mnist-lstm",
+        f"data.dir={shards}",
+        f"data.train_samples={SAMPLES}",
+        "batch=96",
+        "epochs=6",
+        "micro_batch=32",
+        "threads=1",
+    ]
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run `legw-hpc` in an empty folder."""
+
+    def call(*words: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "legw_hpc", *map(str, words)],
+            capture_output=True, text=True, cwd=tmp_path, env=os.environ | (env or {}), timeout=timeout,
+        )  # fmt: skip
+
+    return call

@@ -1,0 +1,125 @@
+"""The solvers of § 5.2 by name, and LEGW as a scheduler over them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from legw_hpc.legw import Baseline, scale
+from legw_hpc.optim import LEGW, SOLVERS, parameter_groups, solver
+from legw_hpc.schedule import Poly, build
+
+# A learning rate that suits each on the quadratic below.
+LEARNING_RATES = {
+    "sgd": 0.1,
+    "momentum": 0.02,
+    "nesterov": 0.02,
+    "adagrad": 0.5,
+    "rmsprop": 0.01,
+    "adam": 0.05,
+    "adadelta": 5.0,
+    "lars": 0.02,
+}
+PAPER = ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta"]
+
+
+def test_the_seven_of_the_paper_and_lars() -> None:
+    assert list(SOLVERS) == [*PAPER, "lars"]
+
+
+@pytest.mark.parametrize(("name", "lr"), LEARNING_RATES.items())
+def test_reduces_a_quadratic(name: str, lr: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    x = torch.randn(64, 8)
+    y = x @ torch.arange(8.0)[:, None]
+    optimizer = solver(name, parameter_groups(model), lr, **({"eta": 1.0} if name == "lars" else {}))
+    losses = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+
+
+def test_momentum_is_the_equation_of_the_paper() -> None:
+    """v = m v + g; w -= lr v."""
+    w = torch.tensor([1.0], requires_grad=True)
+    optimizer = solver("momentum", [w], 0.1)
+    velocity, expected = 0.0, 1.0
+    for gradient in (1.0, -2.0, 0.5):
+        w.grad = torch.tensor([gradient])
+        optimizer.step()
+        velocity = 0.9 * velocity + gradient
+        expected -= 0.1 * velocity
+    assert w.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "options"), [("adamw2", {}), ("sgd", {"momentum": 0.9}), ("adam", {"eta": 1})])
+def test_refused(name: str, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=name):
+        solver(name, [torch.zeros(1, requires_grad=True)], 0.1, **options)
+
+
+def scheduler(optimizer: torch.optim.Optimizer, **changed: object) -> LEGW:
+    options = {"base_batch": 128, "batch": 8192, "warmup_epochs": 0.1, "epochs": 25, "steps_per_epoch": 8}
+    return LEGW(optimizer, **(options | changed))  # type: ignore[arg-type]
+
+
+def two_groups() -> torch.optim.Optimizer:
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    return torch.optim.SGD([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.01}])
+
+
+def test_legw_scales_every_group_and_follows_the_closed_form() -> None:
+    optimizer = two_groups()
+    legw = scheduler(optimizer, decay=Poly())
+    for step in range(200):
+        for group, lr in zip(optimizer.param_groups, (0.1, 0.01), strict=True):
+            scaled = scale(Baseline(128, lr, 0.1), 8192)
+            expected = build(scaled.lr, 25, "gradual", scaled.warmup_epochs, Poly())(step / 8)
+            assert group["lr"] == pytest.approx(expected)
+        optimizer.step()
+        legw.step()
+
+
+def test_legw_resumes_from_its_state() -> None:
+    straight, resumed = two_groups(), two_groups()
+    a = scheduler(straight)
+    for _ in range(30):
+        straight.step()
+        a.step()
+    file = io.BytesIO()
+    torch.save(a.state_dict(), file)
+    file.seek(0)
+    b = scheduler(resumed)
+    b.load_state_dict(torch.load(file, weights_only=True))
+    for _ in range(30):
+        for optimizer, legw in ((straight, a), (resumed, b)):
+            optimizer.step()
+            legw.step()
+        assert [g["lr"] for g in straight.param_groups] == [g["lr"] for g in resumed.param_groups]
+    assert a.get_last_lr() == b.get_last_lr()
+
+
+def test_legw_joins_a_restored_optimizer() -> None:
+    """last_epoch as in every scheduler of torch: the groups then carry `initial_lr`."""
+    first, second = two_groups(), two_groups()
+    legw = scheduler(first)
+    for _ in range(10):
+        first.step()
+        legw.step()
+    second.load_state_dict(first.state_dict())
+    scheduler(second, last_epoch=9)
+    assert [g["lr"] for g in second.param_groups] == pytest.approx([g["lr"] for g in first.param_groups])
+
+
+@pytest.mark.parametrize("changed", [{"warmup_epochs": 1.0}, {"batch": 0}, {"steps_per_epoch": 0}, {"scheme": "x"}])
+def test_legw_refuses(changed: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        scheduler(two_groups(), **changed)
