@@ -9,12 +9,16 @@ import argparse
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NoReturn
 
 from legw_hpc import errors
 from legw_hpc.launcher import launched
+
+# How long other ranks leave the word to rank 0 before they are connected (assumed: ranks start within this).
+GRACE_SECONDS = 10.0
 
 EXAMPLES = """examples:
   legw-hpc data mnist --source DIR                       IDX files -> HDF5 shards in data/mnist
@@ -130,6 +134,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _COMMANDS[options.command](options)
     except errors.InputError as error:
         code = errors.EXIT_INPUT
+        if not first and not error.agreed:
+            # Rank 0 most likely says the same, and its launcher then ends this rank.  If not, only this
+            # rank has the fault, and the others wait for it: report it and end them.
+            time.sleep(GRACE_SECONDS)
+            error, first = errors.InputError(f"rank {launched().rank}: {error}"), True
         _tell(first, f"legw-hpc: {error}")
     except errors.Diverged as error:
         code = errors.EXIT_DIVERGED

@@ -10,7 +10,12 @@ EXIT_RESUME = 85  # stopped by a signal after a checkpoint: start the same comma
 
 
 class InputError(Exception):
-    """Something the user can mend.  One line that names the file or field and the numbers."""
+    """Something the user can mend.  One line that names the file or field and the numbers.
+
+    `agreed` says that every rank raises the same: rank 0 alone reports it.
+    """
+
+    agreed = False
 
 
 class Diverged(Exception):

@@ -8,8 +8,8 @@ k = B / B0, LEGW (paper §§ 3, 3.1) takes
 and changes nothing else.  It holds for k < 1 too (§ 3.3).  Two things follow, and are tested:
 lr**2 / B is the same for every B, and so is the length of the warmup in iterations.
 
-    >>> scale(Baseline(batch=1024, lr=2**2.5, warmup_epochs=0.3125), 32768)
-    Scaled(batch=32768, k=32.0, lr=32.0, warmup='gradual', warmup_epochs=10.0)
+    >>> scale(Baseline(batch=128, lr=0.25, warmup_epochs=0.5), 512)
+    Scaled(batch=512, k=4.0, lr=0.5, warmup='gradual', warmup_epochs=2.0)
 
 The earlier rules (§ 2.3) are here too, to compare with.  Pure Python: no torch, no numpy.
 """

@@ -48,6 +48,12 @@ class RunFolder:
         with comm.together():
             self.log = runlog.RunLog(self.path if comm.rank == 0 else None)
 
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.log.close()
+
     def result(self) -> dict[str, Any] | None:
         """The result of the run in this folder, if it has ended; the same on every rank."""
         lines = runlog.read(self.path) if self._comm.rank == 0 else []

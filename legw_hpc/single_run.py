@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,12 +50,38 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     comm = connect(recipe.comm)
     try:
-        return _run(recipe, comm)
+        work = _prepare(recipe, comm)
+        with RunFolder(recipe, comm) as folder:
+            ended = folder.result()
+            if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.last):
+                return _ended_before(folder, ended, comm)
+            return _train(work, folder)
+    except InputError as error:
+        error.agreed = True  # ranks that are connected find out together
+        raise
     finally:
         comm.close()
 
 
-def _run(recipe: Recipe, comm: Comm) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Work:
+    """All that a run needs but its folder; `last` is the step after which it stops."""
+
+    recipe: Recipe
+    comm: Comm
+    app: apps.Application
+    training: Shards
+    test: Shards
+    derived: Derived
+    last: int
+    device: torch.device
+    threads: int
+    model: nn.Module
+    optimizer: Optimizer
+
+
+def _prepare(recipe: Recipe, comm: Comm) -> _Work:
+    """Everything that can be wrong with the input is found here, before anything is written."""
     with comm.together():
         app = apps.application(recipe.application)
         training, test = _open(recipe, app, comm.size)
@@ -63,54 +90,45 @@ def _run(recipe: Recipe, comm: Comm) -> dict[str, Any]:
         torch.manual_seed(recipe.seed)
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
-    last = min(derived.steps, recipe.max_steps or derived.steps)
     _agree(comm, recipe, training, model)
-    folder = RunFolder(recipe, comm)
-    ended = folder.result()
-    if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= last):
-        return _ended_before(folder, ended, comm)
-
+    last = min(derived.steps, recipe.max_steps or derived.steps)
     threads = set_threads(recipe.threads, comm)
-    timing = Timing()
+    return _Work(recipe, comm, app, training, test, derived, last, device, threads, model, optimizer)
+
+
+def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
+    recipe, comm, derived, model, optimizer = work.recipe, work.comm, work.derived, work.model, work.optimizer
+    timing, log = Timing(), folder.log
     done = folder.restore(model, optimizer, timing, print)
-    log, progress = folder.log, runlog.Progress(derived.steps, done, comm.rank == 0)
-    _announce(recipe, derived, comm, str(device), threads, done, folder)
-
-    def score(step: int) -> dict[str, float]:
-        batches = evaluation_batches(
-            test, app.decode, micro_batch=recipe.micro_batch, rank=comm.rank, size=comm.size, device=device
-        )
-        metrics = evaluate(app, model, batches, comm)
-        epoch = round(step / derived.steps_per_epoch, 4)
-        log.write("eval", step=step, epoch=epoch, **metrics)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        progress.say(f"epoch {epoch:g} of {recipe.epochs:g}, step {step}: {shown}")
-        return metrics
-
-    steps = train_steps(
-        training, app.decode, batch=recipe.batch, micro_batch=recipe.micro_batch, seed=recipe.seed,
-        first=done, last=last, rank=comm.rank, size=comm.size, device=device,
-    )  # fmt: skip
+    _announce(work, folder, done)
+    progress = runlog.Progress(derived.steps, done, comm.rank == 0)
     every = _Every(recipe, derived, comm.rank == 0)
+    steps = train_steps(
+        work.training, work.app.decode, batch=recipe.batch, micro_batch=recipe.micro_batch, seed=recipe.seed,
+        first=done, last=work.last, rank=comm.rank, size=comm.size, device=work.device,
+    )  # fmt: skip
     metrics: dict[str, float] | None = None
     logged = dataclasses.replace(timing)
     try:
         with _stop_signals() as stopped:
             for at in train(
-                app, model, optimizer, steps, derived, comm, timing=timing, clip_norm=recipe.clip_norm,
+                work.app, model, optimizer, steps, derived, comm, timing=timing, clip_norm=recipe.clip_norm,
                 asks=lambda: (stopped.is_set(), every.minutes_passed()),
             ):  # fmt: skip
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
-                if every.line_due() or at.step == last:
+                ends = at.step == work.last
+                if every.line_due() or ends:
                     log.write("step", **_step_line(at, derived), **timing.line(logged))
                     logged = dataclasses.replace(timing)
-                if every.evaluation_due(at.step) or at.step == last:
-                    metrics = score(at.step)
-                if at.save or at.stop or at.step == last or every.checkpoint_due(at.step):
+                if every.evaluation_due(at.step) or ends:
+                    metrics = _score(work, at.step, log, progress)
+                if at.save or at.stop or ends or every.checkpoint_due(at.step):
                     folder.save(at.step, model, optimizer, timing)
                     every.checkpointed()
-                if at.stop and at.step < last:
-                    raise Interrupted(f"stopped by a signal after step {at.step} of {last}; the same command goes on")
+                if at.stop and not ends:
+                    raise Interrupted(f"stopped by a signal after step {at.step} of {work.last}; the same command goes on")
+        if metrics is None:  # the run had ended with a checkpoint, and only its result was missing
+            metrics = _score(work, work.last, log, progress)
     except Diverged as error:
         log.write("end", status="diverged", message=str(error))
         raise
@@ -118,12 +136,24 @@ def _run(recipe: Recipe, comm: Comm) -> dict[str, Any]:
         steps.close()
         progress.close()
     rate = timing.line(Timing())["samples_per_s"]
-    result = {"status": "done", "metrics": metrics or score(last), "steps": last, "samples_per_s": rate}
-    result |= {"seconds": round(timing.samples / rate, 3) if rate else 0.0}
-    result = comm.broadcast(result)  # one clock, one result
+    seconds = round(timing.samples / rate, 3) if rate else 0.0
+    result = {"status": "done", "metrics": metrics, "steps": work.last, "samples_per_s": rate, "seconds": seconds}
+    result = dict(comm.broadcast(result))  # one clock, one result
     log.write("end", **result)
-    log.close()
-    return dict(result)
+    return result
+
+
+def _score(work: _Work, step: int, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
+    batches = evaluation_batches(
+        work.test, work.app.decode, micro_batch=work.recipe.micro_batch,
+        rank=work.comm.rank, size=work.comm.size, device=work.device,
+    )  # fmt: skip
+    metrics = evaluate(work.app, work.model, batches, work.comm)
+    epoch = round(step / work.derived.steps_per_epoch, 4)
+    log.write("eval", step=step, epoch=epoch, **metrics)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    progress.say(f"epoch {epoch:g} of {work.recipe.epochs:g}, step {step}: {shown}")
+    return metrics
 
 
 class _Every:
@@ -208,17 +238,16 @@ def _ended_before(folder: RunFolder, ended: dict[str, Any], comm: Comm) -> dict[
     return {key: value for key, value in ended.items() if key not in ("event", "time")}
 
 
-def _announce(recipe: Recipe, derived: Derived, comm: Comm, device: str, threads: int, done: int, folder: RunFolder) -> None:
+def _announce(work: _Work, folder: RunFolder, done: int) -> None:
+    recipe, derived, comm = work.recipe, work.derived, work.comm
     nodes = len(set(comm.gather(comm.node)))
-    facts = {"ranks": comm.size, "nodes": nodes, "comm": comm.name, "device": device, "threads": threads}
+    facts = {"ranks": comm.size, "nodes": nodes, "comm": comm.name, "device": str(work.device), "threads": work.threads}
     if comm.rank != 0:
         return
     for line in derived.lines():
         print(line)
-    print(
-        f"ranks    {comm.size} on {nodes} {'node' if nodes == 1 else 'nodes'}, {comm.name}, {device}, "
-        f"threads {threads}; {recipe.batch / comm.size:g} samples a rank in micro-batches of {recipe.micro_batch}"
-    )
+    where = f"{comm.size} on {nodes} {'node' if nodes == 1 else 'nodes'}, {comm.name}, {work.device}, threads {work.threads}"
+    print(f"ranks    {where}; {recipe.batch / comm.size:g} samples a rank in micro-batches of {recipe.micro_batch}")
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
     if done:
         folder.log.write("resume", step=done, **facts)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from legw_hpc.cli import main
 from legw_hpc.data.sources import synthetic
 
 torch.set_num_threads(1)  # bit-for-bit comparisons, and no fight with the ranks of other tests
@@ -44,13 +45,28 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run `legw-hpc` in an empty folder."""
+def process(tmp_path: Path) -> Cli:
+    """Run `legw-hpc` as a process of its own, in an empty folder."""
 
     def call(*words: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "legw_hpc", *map(str, words)],
-            capture_output=True, text=True, cwd=tmp_path, env=os.environ | (env or {}), timeout=timeout,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "legw_hpc", *map(str, words)]
+        environment = os.environ | (env or {})
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=timeout)
+
+    return call
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The same, within this process: saves seconds of importing torch."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        code = end.value.code if isinstance(end.value.code, int) else 0
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
 
     return call

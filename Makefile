@@ -1,0 +1,28 @@
+# make          set everything up in .venv (see .setup/install.py)
+# make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
+# make test     ... and run all checks and tests
+# GPUs: make HOROVOD_GPU_OPERATIONS=NCCL      another torch: make TORCH=torch==X.Y.Z
+
+PYTHON ?= python3
+export VENV ?= $(CURDIR)/.venv
+export TORCH HOROVOD_GPU_OPERATIONS LEGW_CACHE
+BIN = $(VENV)/bin
+
+.PHONY: setup demo test lint clean
+
+setup:
+	@$(PYTHON) .setup/install.py
+
+demo: setup
+	@$(BIN)/legw-hpc sweep mnist-lstm-sample scheme=legw,linear batch=32,256,1024 --ranks 2 --to demo
+
+lint: setup
+	@$(BIN)/ruff check --config .ruff.toml .
+	@$(BIN)/ruff format --check --config .ruff.toml .
+	@$(BIN)/mypy --config-file .mypy.ini
+
+test: lint
+	@$(BIN)/pytest -c .pytest.ini --rootdir .
+
+clean:
+	rm -rf .venv build *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,84 @@
+"""What the ranks do in the parallel tests."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from legw_hpc.comm import connect
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import load
+
+
+def collectives(backend: str) -> dict[str, Any]:
+    """Each collective once, with answers that a wrong one cannot give."""
+    comm = connect(backend)
+    try:
+        ramp = torch.arange(1000, dtype=torch.float32) * (comm.rank + 1)
+        comm.sum_(ramp)
+        exact = torch.tensor([2.0**40 + comm.rank], dtype=torch.float64)
+        comm.sum_(exact)
+        buffer = torch.full((5,), float(comm.rank))
+        comm.broadcast_(buffer)
+        gathered = comm.gather({"rank": comm.rank, "text": "é" * comm.rank})
+        data = comm.broadcast_bytes(bytes(range(256)) * 3 if comm.rank == 0 else b"ignored")
+        nothing = comm.broadcast_bytes(b"")
+        comm.barrier()
+        return {
+            "rank": comm.rank,
+            "size": comm.size,
+            "local": [comm.local_rank, comm.local_size],
+            "ramp": ramp[[1, 999]].tolist(),
+            "exact": exact.item(),
+            "broadcast": buffer.tolist(),
+            "gathered": gathered,
+            "bytes": hashlib.sha256(data).hexdigest(),
+            "nothing": len(nothing),
+        }
+    finally:
+        comm.close()
+
+
+def error_on_one_rank(backend: str, rank: int) -> str:
+    """One rank cannot open its files: all must hear of it."""
+    comm = connect(backend)
+    try:
+        with comm.together():
+            if comm.rank == rank:
+                raise InputError("shard-3.h5: this shard is missing")
+    except InputError as error:
+        return str(error)
+    finally:
+        comm.close()
+    return "no error"
+
+
+def serial_by_accident() -> list[str]:
+    """What `connect` says where it must not train alone, or among other ranks than the launcher's."""
+    from dataclasses import replace
+
+    from legw_hpc.launcher import launched
+
+    said = []
+    for backend, change in (("serial", {}), ("horovod", {"size": 5}), ("mpi", {"size": 5})):
+        try:
+            connect(backend, replace(launched(), **change))  # type: ignore[arg-type]
+            said.append("connected")
+        except InputError as error:
+            said.append(str(error))
+    return said
+
+
+def other_rank_other_seed(arguments: list[str]) -> str:
+    """Rank 1 has a recipe of its own."""
+    from legw_hpc.launcher import launched
+    from legw_hpc.single_run import run
+
+    recipe = load(arguments[0], [*arguments[1:], f"seed={1 + launched().rank}"])
+    try:
+        run(recipe)
+    except InputError as error:
+        return str(error)
+    return "trained"

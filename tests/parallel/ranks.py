@@ -1,0 +1,89 @@
+"""Run a function on real MPI ranks from plain pytest, and name the rank that fails.
+
+`on_ranks(3, "programs:sums", ...)` starts three processes under mpirun; each calls the function with
+the keyword arguments and writes what it returns, or its traceback, to a file of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from legw_hpc.launcher import launched, local_ranks, mpirun
+
+ROOT = Path(__file__).resolve().parents[2]
+
+needs_mpi = pytest.mark.skipif(mpirun() is None, reason="no mpirun here")
+
+
+def on_ranks(ranks: int, function: str, timeout: float = 120, **arguments: Any) -> list[Any]:
+    """What the function returned on every rank, in order; fails the test with the rank's name.
+
+    Args:
+        ranks: more than there are cores are fine (oversubscribed).
+        function: "module:name" in this folder.
+        timeout: seconds, after which all ranks are ended.
+        arguments: what JSON holds.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        words = [sys.executable, "-m", "tests.parallel.ranks", function, out, json.dumps(arguments)]
+        code, said = launch(ranks, words, timeout)
+        results = []
+        for rank in range(ranks):
+            path = Path(out) / f"{rank}.json"
+            if not path.exists():
+                pytest.fail(f"rank {rank} of {ranks} gave no answer; mpirun ended with {code}:\n{said[-3000:]}")
+            answer = json.loads(path.read_text())
+            if "error" in answer:
+                pytest.fail(f"rank {rank} of {ranks} failed:\n{answer['error']}")
+            results.append(answer["result"])
+        assert code == 0, said
+        return results
+
+
+def launch(ranks: int, words: list[str], timeout: float = 120, cwd: Path = ROOT) -> tuple[int, str]:
+    """Run a command on ranks; its exit code, and stdout and stderr together.  Leaves no process behind."""
+    command, environment = local_ranks(ranks)
+    environment["PYTHONPATH"] = str(ROOT)
+    process = subprocess.Popen(
+        [*command, *words], env=environment, cwd=cwd, text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # mpirun ends its ranks
+        try:
+            said, _ = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, _ = process.communicate()
+        pytest.fail(f"{ranks} ranks did not end within {timeout} s:\n{said[-3000:]}")
+    return process.returncode, said
+
+
+def main() -> None:
+    """One rank: call the function, leave the answer in OUT/RANK.json."""
+    function, out, arguments = sys.argv[1:]
+    module, name = function.split(":")
+    path = Path(out) / f"{launched().rank}.json"
+    try:
+        result = getattr(importlib.import_module(f"tests.parallel.{module}"), name)(**json.loads(arguments))
+        path.write_text(json.dumps({"result": result}))
+    except BaseException:
+        path.write_text(json.dumps({"error": traceback.format_exc()}))
+        os._exit(1)  # the others may wait for this rank in a collective
+
+
+if __name__ == "__main__":
+    main()

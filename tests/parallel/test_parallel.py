@@ -1,0 +1,200 @@
+"""Real ranks under mpirun.  4 ranks on fewer cores are oversubscribed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from legw_hpc import runlog
+from legw_hpc.launcher import local_ranks
+from tests.parallel.ranks import ROOT, launch, needs_mpi, on_ranks
+
+pytestmark = needs_mpi
+BACKENDS = ["horovod", "mpi"]
+BACKEND = pytest.mark.parametrize("backend", [pytest.param(name, id=name) for name in BACKENDS])
+TRAIN = [sys.executable, "-m", "legw_hpc", "train"]
+
+
+@pytest.fixture(autouse=True)
+def _backend_is_installed(request: pytest.FixtureRequest) -> None:
+    wanted = request.node.callspec.params.get("backend", "horovod") if hasattr(request.node, "callspec") else "horovod"
+    pytest.importorskip("horovod" if wanted == "horovod" else "mpi4py")
+
+
+@BACKEND
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_collectives(backend: str, ranks: int) -> None:
+    answers = on_ranks(ranks, "programs:collectives", backend=backend)
+    total = ranks * (ranks + 1) / 2
+    for rank, answer in enumerate(answers):
+        assert (answer["rank"], answer["size"], answer["local"]) == (rank, ranks, [rank, ranks])
+        assert answer["ramp"] == [total, 999 * total]
+        assert answer["exact"] == ranks * 2.0**40 + ranks * (ranks - 1) / 2
+        assert answer["broadcast"] == [0.0] * 5
+        assert answer["gathered"] == [{"rank": r, "text": "é" * r} for r in range(ranks)]
+        assert answer["nothing"] == 0
+    assert len({answer["bytes"] for answer in answers}) == 1
+
+
+@BACKEND
+def test_an_error_on_one_rank_is_everybodys(backend: str) -> None:
+    answers = on_ranks(3, "programs:error_on_one_rank", backend=backend, rank=1)
+    assert len(set(answers)) == 1
+    assert re.search(r"shard-3\.h5.*rank 1 on ", answers[0])
+
+
+def test_nothing_serial_by_accident() -> None:
+    serial, horovod, mpi = on_ranks(2, "programs:serial_by_accident")[0]
+    assert re.search(r"comm=serial.*started 2 ranks", serial)
+    for said in (horovod, mpi):
+        assert re.search(r"started 5, .*(Horovod|MPI) 2", said)
+
+
+def test_missing_horovod_stops_the_ranks(tmp_path: Path, arguments: list[str]) -> None:
+    """A launcher says 2, and Horovod is not there: no lonely copies."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['horovod'] = None\n")
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, f"out={tmp_path / 'r'}"]
+    code, said = launch(2, words)
+    assert code == 2
+    assert len(re.findall(r"^legw-hpc: .*started 2 ranks, but Horovod cannot be imported.*comm=mpi", said, re.M)) == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "r").exists()
+
+
+def weights(run: Path) -> dict[str, Any]:
+    return dict(torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)["model"])
+
+
+def trained(ranks: int, words: list[str], out: Path) -> Path:
+    code, said = launch(ranks, [*TRAIN, *words, f"out={out}"])
+    assert code == 0, said
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """20 steps on one rank: five epochs of 96, 96, 96 and 12 samples."""
+    out = tmp_path_factory.mktemp("alone") / "r"
+    words = [f"data.dir={shards}", "data.train_samples=300", "batch=96", "epochs=5", "threads=1", f"out={out}"]
+    subprocess.run([*TRAIN, "mnist-lstm", *words], check=True, timeout=120, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return out
+
+
+@BACKEND
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_change_time_not_maths(backend: str, ranks: int, alone: Path, arguments: list[str], tmp_path: Path) -> None:
+    """Invariant 1, with a batch that divides neither the data nor (the last one) the ranks evenly."""
+    out = trained(ranks, [*arguments, "epochs=5", f"comm={backend}"], tmp_path / "r")
+    mine, reference = weights(out), weights(alone)
+    for name, expected in reference.items():
+        torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
+    lines, expected_lines = runlog.read(out), runlog.read(alone)
+    assert lines[0]["ranks"] == ranks
+    accuracies = [[line["accuracy"] for line in log if line["event"] == "eval"] for log in (lines, expected_lines)]
+    assert accuracies[0] == accuracies[1]  # invariant 4: exact on any rank count
+
+
+def test_resumed_on_the_same_ranks_to_the_bit_and_on_others_to_rounding(
+    alone: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    words = [*arguments, "epochs=5"]
+    whole = weights(trained(2, words, tmp_path / "whole"))
+    trained(2, [*words, "max_steps=7"], tmp_path / "parts")
+    same = weights(trained(2, words, tmp_path / "parts"))
+    assert all(torch.equal(whole[name], same[name]) for name in whole)
+    trained(2, [*words, "max_steps=7"], tmp_path / "moved")
+    moved = weights(trained(3, words, tmp_path / "moved"))
+    for name, expected in weights(alone).items():
+        torch.testing.assert_close(moved[name], expected, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_more_ranks_than_the_last_batch_has_samples(arguments: list[str], tmp_path: Path, alone: Path) -> None:
+    """Every rank takes the same number of collective calls, also one without samples (invariant 5)."""
+    words = [word for word in arguments if not word.startswith("batch")]
+    out = trained(3, [*words, "batch=149", "epochs=2", "max_steps=5"], tmp_path / "r")  # 149, 149, 2
+    assert runlog.read(out)[-1]["steps"] == 5
+
+
+def test_ranks_that_disagree_are_named(arguments: list[str], tmp_path: Path) -> None:
+    answers = on_ranks(2, "programs:other_rank_other_seed", arguments=[*arguments, f"out={tmp_path / 'r'}"])
+    assert all("rank 1 has other" in answer for answer in answers)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [("data.dir=nowhere", "nowhere"), ("batch=1", "2 ranks"), ("bach=1", "batch"), ("out=/proc/x/y", "/proc/x/y")],
+)
+def test_bad_input_is_one_line_from_rank_0(arguments: list[str], tmp_path: Path, word: str, named: str) -> None:
+    code, said = launch(2, [*TRAIN, *arguments, word], cwd=tmp_path)
+    assert code == 2, said
+    ours = [line for line in said.splitlines() if line.startswith("legw-hpc: ")]
+    assert len(ours) == 1
+    assert named in ours[0]
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def start(arguments: list[str], tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Two ranks that train for long, seen to have taken steps."""
+    command, environment = local_ranks(2)
+    out = tmp_path / "r"
+    process = subprocess.Popen(
+        [*command, *TRAIN, *arguments, "epochs=400", f"out={out}"], env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if any(line["event"] == "eval" for line in runlog.read(out)):
+            return process, out
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError("no step within 60 s")
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The ranks' process numbers, found among mpirun's descendants, rank 0 first."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            environment = dict(v.split(b"=", 1) for v in (entry / "environ").read_bytes().split(b"\0") if b"=" in v)
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            continue
+        if b"legw_hpc" in words and parent == process.pid and b"OMPI_COMM_WORLD_RANK" in environment:
+            found[int(environment[b"OMPI_COMM_WORLD_RANK"])] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(arguments: list[str], tmp_path: Path) -> None:
+    process, out = start(arguments, tmp_path)
+    import os
+
+    os.kill(ranks_of(process)[1], signal.SIGUSR1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 85, said
+    assert len(re.findall(r"^legw-hpc: stopped by a signal after step \d+", said, re.M)) == 1
+    assert list((out / "checkpoints").glob("*.pt"))
+
+
+def test_a_killed_rank_ends_the_others(arguments: list[str], tmp_path: Path) -> None:
+    process, _ = start(arguments, tmp_path)
+    import os
+
+    ranks = ranks_of(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    for _ in range(100):
+        if not any(Path(f"/proc/{rank}").exists() for rank in ranks):
+            return
+        time.sleep(0.1)
+    raise AssertionError("a rank is still there")

@@ -1,0 +1,84 @@
+"""The shape of the package: what may import what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import legw_hpc
+
+PACKAGE = Path(legw_hpc.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
+    engines = {name for name in imports(path) if name.split(".")[0] in ("horovod", "mpi4py")}
+    assert not engines or path.parent.name == "comm"
+
+
+# Imports point downward only: each of these names nothing to its right.
+LAYERS = [
+    "cli",
+    "sweep",
+    "single_run",
+    "runfolder",
+    "trainer",
+    "apps",
+    "models",
+    "optim",
+    "data",
+    "comm",
+    "recipe",
+    "schedule",
+    "legw",
+]
+
+
+def test_imports_point_downward() -> None:
+    wrong = []
+    for path in FILES:
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part not in LAYERS:
+            continue
+        above = {f"legw_hpc.{name}" for name in LAYERS[: LAYERS.index(part)]}
+        wrong += [(part, name) for name in imports(path) if ".".join(name.split(".")[:2]) in above]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", ["legw_hpc", "legw_hpc.legw", "legw_hpc.schedule", "legw_hpc.recipe", "legw_hpc.cli"])
+def test_the_rule_needs_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_library_part_works_without_horovod_and_mpi() -> None:
+    code = (
+        "import sys; sys.modules['horovod'] = sys.modules['mpi4py'] = None\nfrom legw_hpc import *\nprint(LARS, LEGW, scale, run)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["legw", "schedule"])
+def test_examples_in_docstrings(name: str) -> None:
+    import doctest
+    import importlib
+
+    found = doctest.testmod(importlib.import_module(f"legw_hpc.{name}"))
+    assert found.attempted
+    assert not found.failed

@@ -1,0 +1,117 @@
+"""Who reads what, when: the same global batches on any number of ranks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legw_hpc.data import order
+from legw_hpc.data.loader import Step, ahead, evaluation_batches, train_steps
+from legw_hpc.data.shards import Shards
+
+CPU = torch.device("cpu")
+counts = st.integers(1, 200)
+
+
+@given(counts, counts, st.integers(0, 9), st.integers(0, 9))
+def test_an_epoch_holds_every_sample_once(samples: int, batch: int, seed: int, epoch: int) -> None:
+    whole = order.epoch_order(samples, seed, epoch)
+    steps = [order.global_batch(whole, step, batch) for step in range(order.steps_per_epoch(samples, batch))]
+    assert sorted(np.concatenate(steps).tolist()) == list(range(samples))
+    assert all(len(step) == batch for step in steps[:-1])
+
+
+@given(counts, st.integers(1, 50), st.integers(1, 40))
+def test_ranks_and_pieces_part_a_batch_in_order(count: int, size: int, micro: int) -> None:
+    parts = [order.part(count, rank, size) for rank in range(size)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    whole = np.arange(count)
+    pieces = order.pieces(whole, micro)
+    assert np.concatenate(pieces).tolist() == whole.tolist()
+    assert all(1 <= len(piece) <= micro for piece in pieces)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    first = order.epoch_order(100, 1, 0).tolist()
+    assert first == order.epoch_order(100, 1, 0).tolist()
+    assert first != order.epoch_order(100, 2, 0).tolist()
+    assert first != order.epoch_order(100, 1, 1).tolist()
+
+
+def test_the_order_is_pinned() -> None:
+    """Another NumPy that permutes differently would change every run in silence."""
+    assert order.epoch_order(10, seed=1, epoch=0).tolist() == PINNED
+
+
+PINNED = [6, 2, 1, 0, 8, 4, 3, 9, 7, 5]
+
+
+def numbers(data: Shards, samples: np.ndarray) -> tuple[torch.Tensor, ...]:  # type: ignore[type-arg]
+    return (torch.from_numpy(samples.copy()),)
+
+
+def steps(data: Shards, rank: int = 0, size: int = 1, first: int = 0, last: int = 9, micro: int = 20) -> list[Step]:
+    return list(
+        train_steps(data, numbers, batch=96, micro_batch=micro, seed=3, first=first, last=last, rank=rank, size=size, device=CPU)
+    )
+
+
+def flat(step: Step) -> list[int]:
+    return [i for (tensor,) in step.micro_batches for i in tensor.tolist()]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 13])
+def test_global_batches_do_not_depend_on_the_ranks(shards: Path, size: int) -> None:
+    """13 ranks: the last step of an epoch has 12 samples, so one rank has none."""
+    data = Shards(shards, "train")
+    alone = [flat(step) for step in steps(data)]
+    ranks = [steps(data, rank, size) for rank in range(size)]
+    assert [[sample for rank in ranks for sample in flat(rank[i])] for i in range(9)] == alone
+    assert [step.samples for step in ranks[0]] == [96, 96, 96, 12, 96, 96, 96, 12, 96]
+
+
+def test_starting_in_the_middle_reads_the_same(shards: Path) -> None:
+    data = Shards(shards, "train")
+    assert [flat(s) for s in steps(data, first=5)] == [flat(s) for s in steps(data)][5:]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 150])
+def test_evaluation_sees_every_sample_once(shards: Path, size: int) -> None:
+    data = Shards(shards, "test")
+    seen = [
+        i
+        for rank in range(size)
+        for (tensor,) in evaluation_batches(data, numbers, micro_batch=8, rank=rank, size=size, device=CPU)
+        for i in tensor.tolist()
+    ]
+    assert seen == list(range(101))
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "legw-loader"]
+
+
+def test_an_error_in_the_reader_surfaces() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        list(ahead(items()))
+    assert not readers()
+
+
+def test_closing_ends_the_reader() -> None:
+    endless = ahead(iter(lambda: 0, 1))
+    assert next(endless) == 0
+    assert len(readers()) == 1
+    endless.close()
+    assert not readers()

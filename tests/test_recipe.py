@@ -1,0 +1,184 @@
+"""Recipes: strict keys, values derived last, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import RECIPES, available, derive, load
+from tests.conftest import Cli
+
+
+@pytest.mark.parametrize("name", available())
+def test_packaged_recipe_derives(name: str) -> None:
+    recipe = load(name)
+    derived = derive(recipe)
+    assert derived.scaled.k == 1
+    assert derived.scaled.lr == recipe.baseline.lr
+    assert derived.steps == round(recipe.epochs * derived.steps_per_epoch)
+
+
+@pytest.mark.parametrize("name", available())
+def test_packaged_recipe_carries_its_record(name: str) -> None:
+    """Header comment: paper section, command, expected and measured number, and where lr and warmup are from."""
+    text = (RECIPES / f"{name}.toml").read_text()
+    header = "".join(line for line in text.splitlines() if line.startswith("#")).lower()
+    for word in ("paper", "command", "expected", "measured"):
+        assert word in header
+
+
+def test_overriding_the_batch_rescales_what_depends_on_it() -> None:
+    small, large = derive(load("mnist-lstm")), derive(load("mnist-lstm", ["batch=8192"]))
+    assert large.scaled.lr == pytest.approx(8 * small.scaled.lr)
+    assert large.scaled.warmup_epochs == pytest.approx(64 * small.scaled.warmup_epochs)
+    assert (large.steps_per_epoch, large.steps, large.last_batch) == (8, 200, 60000 - 7 * 8192)
+
+
+# MNIST, steps per epoch by batch (60,000 images, the last step smaller).
+@pytest.mark.parametrize(
+    ("batch", "steps"), [(128, 469), (256, 235), (512, 118), (1024, 59), (2048, 30), (4096, 15), (8192, 8), (60000, 1)]
+)
+def test_steps_per_epoch(batch: int, steps: int) -> None:
+    assert derive(load("mnist-lstm", [f"batch={batch}", "scheme=none"])).steps_per_epoch == steps
+
+
+def test_overriding_the_baseline_is_seen_by_the_derived_values() -> None:
+    derived = derive(load("mnist-lstm", ["baseline.lr=0.2", "baseline.warmup_epochs=0.05", "batch=512"]))
+    assert (derived.scaled.lr, derived.scaled.warmup_epochs) == (pytest.approx(0.4), pytest.approx(0.2))
+
+
+def test_an_explicit_lr_wins_and_is_reported() -> None:
+    derived = derive(load("mnist-lstm", ["batch=8192", "lr=0.3"]))
+    assert (derived.scaled.lr, derived.explicit) == (0.3, ("lr",))
+    assert any("0.3" in line and "explicit" in line for line in derived.lines())
+    assert "explicit" not in "".join(derive(load("mnist-lstm", ["batch=8192"])).lines())
+
+
+def test_an_explicit_warmup_wins_over_a_scheme_without_one() -> None:
+    derived = derive(load("mnist-lstm", ["scheme=none", "warmup_epochs=2"]))
+    assert (derived.scaled.warmup, derived.scaled.warmup_epochs) == ("gradual", 2.0)
+    assert derived.schedule(1.0) == pytest.approx(derived.scaled.lr / 2)
+
+
+def test_the_learning_rate_is_a_closed_form_of_the_step() -> None:
+    derived = derive(load("mnist-lstm", ["batch=8192", "decay=poly"]))
+    backwards = [derived.lr(step) for step in reversed(range(derived.steps))]
+    assert backwards[::-1] == [derived.lr(step) for step in range(derived.steps)]
+    assert derived.lr(0) == 0
+
+
+def test_overrides_are_toml(tmp_path: Path) -> None:
+    recipe = load(
+        "mnist-lstm", ["decay=multi-step", "decays.multi-step.milestones=[10, 20]", "exempt=false", "seed=7", "out=x y"]
+    )
+    assert recipe.decays["multi-step"]["milestones"] == [10, 20]
+    assert (recipe.exempt, recipe.seed, recipe.out) == (False, 7, "x y")
+    assert derive(recipe).schedule(15.0) == pytest.approx(0.1 * recipe.baseline.lr)
+
+
+def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'application = "mnist-lstm"\nepochs = 2\n[baseline]\nbatch = 8\nlr = 0.5\n[data]\ndir = "d"\ntrain_samples = 100\n'
+    )
+    recipe = load(str(path), ["batch=16"])
+    assert (recipe.name, recipe.batch) == ("mine", 16)
+    assert recipe.out_folder() == Path("runs/mine-momentum-legw-b16-s1")
+
+
+# What the user typed, and words that the one line of the answer must have.
+BAD = [
+    (["bach=8192"], ["bach", "batch"]),
+    (["baseline.learning_rate=1"], ["baseline.learning_rate", "baseline."]),
+    (["lr=-0.1"], ["lr", "-0.1"]),
+    (["lr=nan"], ["lr", "nan"]),
+    (["lr=fast"], ["lr", "fast"]),
+    (["baseline.lr=0"], ["lr", "0"]),
+    (["baseline.lr=nan"], ["lr", "nan"]),
+    (["batch=0.5"], ["batch", "0.5"]),
+    (["batch=-8"], ["batch", "-8"]),
+    (["batch=70000"], ["70000", "60000"]),
+    (["epochs=0"], ["epochs", "0"]),
+    (["epochs=inf"], ["epochs", "inf"]),
+    (["batch=8192", "epochs=5"], ["warmup", "epochs", "5"]),
+    (["epochs=3", "scheme=linear"], ["5", "3"]),
+    (["warmup_epochs=30"], ["30", "25"]),
+    (["micro_batch=0"], ["micro_batch", "0"]),
+    (["scheme=legv"], ["legv", "legw"]),
+    (["decay=cosine"], ["cosine", "poly"]),
+    (["decay=poly", "decays.poly.pow=2"], ["poly", "pow", "power"]),
+    (["decay=poly", "decays.poly=2"], ["table", "2"]),
+    (["seed=true"], ["seed", "True"]),
+    (["baseline=3"], ["baseline", "table"]),
+    (["data.train_samples=0"], ["train_samples", "0"]),
+    (["checkpoint.keep=0"], ["keep", "0"]),
+    (["out={date}"], ["date", "{batch}"]),
+    (["8192"], ["8192", "key=value"]),
+    (["=8"], ["key=value"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), BAD, ids=lambda value: " ".join(map(str, value)))
+def test_refused_in_one_line(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        derive(load("mnist-lstm", overrides))
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("epochs = ", "TOML"),
+        ("", "application is missing"),
+        ('application = "mnist-lstm"\nepochs = 1\nbaseline = 1\ndata = 2', "table"),
+        (
+            'application = 3\nepochs = 1\n[baseline]\nbatch = 8\nlr = 1\n[data]\ndir = "d"\ntrain_samples = 1',
+            "application must be text",
+        ),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=word):
+        load(str(path))
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean mnist-lstm"):
+        load("mnist-lsmt")
+
+
+# --- as commands -----------------------------------------------------------------------------
+
+
+def test_plan_json(cli: Cli) -> None:
+    done = cli("plan", "mnist-lstm", "batch=8192", "--json")
+    plan = json.loads(done.stdout)
+    assert (plan["k"], plan["steps_per_epoch"], plan["steps"]) == (64, 8, 200)
+    assert plan["warmup_steps"] == pytest.approx(plan["warmup_epochs"] * 8)
+
+
+@pytest.mark.parametrize(("words", "limit"), [(["--help"], 0.3), (["plan", "mnist-lstm", "batch=8192"], 0.5)])
+def test_answers_at_once(process: Cli, words: list[str], limit: float) -> None:
+    """The best of three, since a busy machine is not the program's fault."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert process(*words).returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < limit
+
+
+def test_plan_imports_neither_torch_nor_numpy(process: Cli, tmp_path: Path) -> None:
+    for name in ("torch", "numpy", "h5py", "horovod", "mpi4py"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('plan must not import me')\n")
+    done = process("plan", "mnist-lstm", env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr

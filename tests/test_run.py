@@ -1,0 +1,247 @@
+"""A whole run as a user starts it: resume, folders, signals, damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from legw_hpc import runlog
+from tests.conftest import Cli
+
+
+def weights(run: Path) -> dict[str, Any]:
+    newest = max((run / "checkpoints").glob("*.pt"))
+    return dict(torch.load(newest, weights_only=True)["model"])
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def numbers(run: Path) -> list[tuple[Any, ...]]:
+    """What the log says of the mathematics, without clocks."""
+    lines = [line for line in runlog.read(run) if line["event"] in ("eval", "end")]
+    return [(line["event"], line.get("step"), line.get("accuracy"), line.get("loss"), line.get("metrics")) for line in lines]
+
+
+@pytest.fixture
+def whole(cli: Cli, arguments: list[str], tmp_path: Path) -> Path:
+    """The uninterrupted run: 24 steps."""
+    assert cli("train", *arguments, "out=whole").returncode == 0
+    return tmp_path / "whole"
+
+
+def test_the_log_tells_the_run(whole: Path) -> None:
+    lines = runlog.read(whole)
+    start, end = lines[0], lines[-1]
+    assert (start["event"], end["event"], end["status"], end["steps"]) == ("start", "end", "done", 24)
+    assert start["recipe"]["batch"] == 96
+    assert start["derived"]["lr"] == pytest.approx(start["recipe"]["baseline"]["lr"] * (96 / 128) ** 0.5)
+    assert {"torch", "horovod", "mpi4py", "numpy", "h5py", "python"} <= start["versions"].keys()
+    assert (start["ranks"], start["comm"], start["device"]) == (1, "serial", "cpu")
+    assert [line["epoch"] for line in lines if line["event"] == "eval"] == [1, 2, 3, 4, 5, 6]
+    last = [line for line in lines if line["event"] == "step"][-1]
+    assert last["step"] == 24
+    assert last["samples_per_s"] > 0
+    assert sum(last[part] for part in ("input", "compute", "exchange", "update")) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 23])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    cli: Cli, arguments: list[str], whole: Path, tmp_path: Path, stop: int
+) -> None:
+    assert cli("train", *arguments, "out=parts", f"max_steps={stop}").returncode == 0
+    done = cli("train", *arguments, "out=parts")
+    assert f"resumed after step {stop}" in done.stdout
+    assert_same_bits(whole, tmp_path / "parts")
+    assert numbers(tmp_path / "parts")[-1] == numbers(whole)[-1]
+
+
+def test_resume_with_the_state_of_an_adaptive_solver(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    more = ["solver=adam", "baseline.lr=0.001", "decay=poly"]
+    assert cli("train", *arguments, *more, "out=whole").returncode == 0
+    assert cli("train", *arguments, *more, "out=parts", "max_steps=7").returncode == 0
+    assert cli("train", *arguments, *more, "out=parts").returncode == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_is_left_alone(cli: Cli, arguments: list[str], whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    again = cli("train", *arguments, "out=whole")
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+    assert re.search(r"done: accuracy", again.stdout)
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_another_recipe_is_refused_and_nothing_overwritten(cli: Cli, arguments: list[str], whole: Path) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    done = cli("train", *arguments, "out=whole", "baseline.lr=0.3")
+    assert done.returncode == 2
+    assert "baseline.lr" in done.stderr
+    assert "0.3" in done.stderr
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_strangers_folder_is_refused(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    done = cli("train", *arguments, "out=mine")
+    assert (done.returncode, "thesis.tex" in done.stderr) == (2, True)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "bit flipped": lambda path: path.write_bytes(
+        path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 1]) + path.read_bytes()[-8:]
+    ),
+    "gone": lambda path: path.unlink(),
+    "manifest torn": lambda path: path.with_suffix(".json").write_text('{"step"'),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(cli: Cli, arguments: list[str], whole: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "parts"
+    assert cli("train", *arguments, "out=parts", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
+    DAMAGE[name](max((run / "checkpoints").glob("*.pt")))
+    done = cli("train", *arguments, "out=parts")
+    assert "step-00000009.pt: damaged" in done.stdout
+    assert "resumed after step 8" in done.stdout
+    assert_same_bits(whole, run)
+
+
+def test_only_the_newest_checkpoints_stay(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    assert cli("train", *arguments, "out=r", "checkpoint.every_steps=5", "checkpoint.keep=3", "max_steps=22").returncode == 0
+    names = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}.{kind}" for step in (15, 20, 22) for kind in ("json", "pt")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint_and_says_resume(arguments: list[str], tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "legw_hpc", "train", *arguments, "epochs=60", "out=r"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(tmp_path / "r")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 85, said
+    assert "Traceback" not in said
+    found = re.search(r"after step (\d+) of 240; the same command goes on", said)
+    assert found
+    assert (tmp_path / "r" / "checkpoints" / f"step-{int(found[1]):08d}.pt").exists()
+
+
+def wait_for_steps(run: Path) -> None:
+    """Until the first evaluation stands in the log."""
+    for _ in range(600):
+        if any(line["event"] == "eval" for line in runlog.read(run)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no step within 60 s in {run}")
+
+
+def test_divergence_is_recorded_not_a_number(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    for _ in range(2):  # the second time from the record
+        done = cli("train", *arguments, "lr=1e30", "out=r")
+        assert done.returncode == 3
+        assert re.search(r"diverged at step \d+ \(epoch .*lr", done.stderr)
+        assert "Traceback" not in done.stderr
+    end = runlog.read(tmp_path / "r")[-1]
+    assert (end["event"], end["status"]) == ("end", "diverged")
+    assert "metrics" not in end
+
+
+def test_unwritable_output(cli: Cli, arguments: list[str]) -> None:
+    """A folder that nobody can make, root included."""
+    done = cli("train", *arguments, "out=/proc/legw/run")
+    assert done.returncode == 2
+    assert "/proc/legw/run" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_output(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir(mode=0o555)
+    done = cli("train", *arguments, "out=r")
+    assert (done.returncode, "cannot be written" in done.stderr) == (2, True)
+
+
+# command -> words that the one line must have
+BAD = [
+    (["train", "mnist-lstm", "data.dir=nowhere"], ["nowhere", "not found"]),
+    (["train", "mnist-lstm-sample", "data.train_samples=4999"], ["5000", "4999"]),
+    (["train", "mnist-lstm-sample", "batch=5001"], ["5001", "5000"]),
+    (["train", "mnist-lstm-sample", "application=mnist"], ["mnist", "mnist-lstm"]),
+    (["train", "mnist-lstm-sample", "solver=lion"], ["lion", "momentum"]),
+    (["train", "mnist-lstm-sample", "solvers.momentum.beta=1"], ["beta", "momentum"]),
+    (["train", "mnist-lstm-sample", "comm=gloo"], ["gloo", "horovod"]),
+    (["train", "mnist-lstm-sample", "device=tpu"], ["tpu", "cpu"]),
+    (["train", "mnist-lstm-sample", "epochs=1", "scheme=linear"], ["5", "1"]),
+    (["train", "imagenet"], ["imagenet", "mnist-lstm"]),
+    (["plan", "mnist-lstm", "bach=1"], ["bach", "batch"]),
+    (["data", "mnist", "--source", "nowhere"], ["nowhere"]),
+    (["data", "verify", "nowhere"], ["nowhere"]),
+    (["sweep", "mnist-lstm-sample", "batch=32,99999"], ["99999", "5000"]),
+    (["sweep", "mnist-lstm-sample", "batch=32,32"], ["twice"]),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), BAD, ids=lambda value: " ".join(value[1:]))
+def test_bad_input_is_one_clear_line(cli: Cli, tmp_path: Path, words: list[str], named: list[str]) -> None:
+    done = cli(*words)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for word in named:
+        assert word in lines[0]
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == []
+
+
+def test_data_commands(cli: Cli, tmp_path: Path) -> None:
+    made = cli(
+        "data", "synthetic", "--shape", "28,28", "--train", "60", "--test", "20", "--out", "d", "--samples-per-shard", "25"
+    )
+    assert (made.returncode, made.stdout.strip()) == (0, "d: train 60 in 3, test 20 in 1")
+    assert cli("data", "verify", "d").stdout.strip() == "d: whole: train 60, test 20"
+    shard = tmp_path / "d" / "train-00001.h5"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    broken = cli("data", "verify", "d")
+    assert (broken.returncode, "train-00001.h5" in broken.stderr) == (2, True)
+
+
+def test_a_sweep_skips_what_is_finished(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    arguments = [word for word in arguments if not word.startswith(("batch", "epochs"))]
+    words = ["sweep", *arguments, "epochs=6", "batch=32,96", "scheme=legw,linear", "--to", "s"]
+    first = cli(*words)
+    assert first.returncode == 0, first.stderr
+    table = (tmp_path / "s" / "table.md").read_text()
+    assert len(table.splitlines()) == 2 + 4
+    assert (tmp_path / "s" / "quality.png").read_bytes()[:4] == b"\x89PNG"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("log.jsonl")}
+    assert len(before) == 4
+    again = cli(*words)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("log.jsonl")} == before
+    assert table in again.stdout
+
+
+def test_a_diverged_cell_does_not_stop_a_sweep(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    done = cli("sweep", *arguments, "lr=1e30,0.1", "--to", "s")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "s" / "table.md").read_text()
+    assert table.count("diverged") == 1
+    assert json.dumps(0.1) in table

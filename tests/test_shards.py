@@ -1,0 +1,202 @@
+"""The shard format: what is written is read back in any order, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from legw_hpc.data.shards import INDEX, Field, Shards, Writer, verify, write_index
+from legw_hpc.errors import InputError
+
+FIELDS = {"image": Field("uint8", (4, 5)), "label": Field("int64", (), classes=10), "jpeg": Field("uint8", None)}
+
+
+def samples(count: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (count, 4, 5), dtype=np.uint8),
+        "label": rng.integers(0, 10, count),
+        "jpeg": [rng.bytes(int(n)) for n in rng.integers(0, 20, count)],
+    }
+
+
+def write(folder: Path, made: dict[str, Any], per_shard: int | None = None, compress: int | None = None) -> None:
+    writer = Writer(folder, "train", FIELDS, per_shard, compress)
+    writer.write(made)
+    write_index(folder, [writer], source="test")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    per_shard=st.one_of(st.none(), st.integers(1, 17)),
+    compress=st.sampled_from([None, 4]),
+    seed=st.integers(0, 5),
+    data=st.data(),
+)
+def test_reads_back_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, count: int, per_shard: int | None, compress: int | None, seed: int, data: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("shards") / "data"
+    made = samples(count, seed)
+    write(folder, made, per_shard, compress)
+    shards = Shards(folder, "train")
+    wanted = np.array(data.draw(st.lists(st.integers(0, count - 1), max_size=50)), dtype=np.int64)
+    np.testing.assert_array_equal(shards.take("image", wanted), made["image"][wanted])
+    np.testing.assert_array_equal(shards.take("label", wanted), made["label"][wanted])
+    assert shards.take("jpeg", wanted) == [made["jpeg"][i] for i in wanted]
+    assert len(shards) == count
+    assert verify(folder) == {"train": count}
+
+
+def test_a_large_compressed_dataset_is_read_by_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = samples(30)
+    write(tmp_path / "d", made, compress=4)
+    monkeypatch.setattr("legw_hpc.data.shards.KEEP_BYTES", 0)
+    wanted = np.array([29, 3, 3, 0, 17])
+    np.testing.assert_array_equal(Shards(tmp_path / "d", "train").take("image", wanted), made["image"][wanted])
+
+
+def test_contiguous_data_is_mapped_and_read_only(tmp_path: Path) -> None:
+    write(tmp_path / "d", samples(8))
+    mapped = Shards(tmp_path / "d", "train")._data[0]["image"]
+    assert isinstance(mapped, np.memmap)
+    assert not mapped.flags.writeable
+
+
+def test_any_hdf5_tool_can_read_it(tmp_path: Path) -> None:
+    made = samples(9)
+    write(tmp_path / "d", made, per_shard=4)
+    with h5py.File(tmp_path / "d" / "train-00002.h5") as file:
+        assert file.attrs["count"] == 1
+        np.testing.assert_array_equal(file["image"][...], made["image"][8:])
+        offsets = file["jpeg/offsets"][...]
+        assert bytes(file["jpeg/bytes"][offsets[0] : offsets[1]]) == made["jpeg"][8]
+
+
+# --- damage: what is done to a good folder, and what the message must name ------------------------
+
+
+def rewrite_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def flip(path: Path, dataset: str) -> None:
+    with h5py.File(path) as file:
+        at = file[dataset].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def set_attribute(path: Path, name: str, value: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+
+
+def replace(path: Path, dataset: str, values: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[dataset]
+        file[dataset] = values
+
+
+SHARD = "train-00001.h5"
+OPENING = {  # found when the folder is opened
+    "folder missing": (lambda d: shutil.rmtree(d), ["no such folder"]),
+    "index missing": (lambda d: (d / INDEX).unlink(), [INDEX, "unfinished"]),
+    "index is not JSON": (lambda d: (d / INDEX).write_text("{"), [INDEX, "JSON"]),
+    "index of something else": (lambda d: (d / INDEX).write_text("[]"), [INDEX]),
+    "index of version 2": (lambda d: rewrite_index(d, lambda i: i.update(version=2)), ["version 2", "version 1"]),
+    "index without fields": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].pop("fields")), ["damaged", "fields"]),
+    "index counts wrong": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].update(count=99)), ["99", "20"]),
+    "index leads outside": (
+        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].update(file="../x.h5")),
+        ["../x.h5", "plain file name"],
+    ),
+    "shard missing": (lambda d: (d / SHARD).unlink(), [SHARD, "missing"]),
+    "shard empty": (lambda d: (d / SHARD).write_bytes(b""), [SHARD, "0 bytes"]),
+    "shard cut": (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:700]), [SHARD, "truncated"]),
+    "shard is text": (lambda d: (d / SHARD).write_text("hello"), [SHARD, "not HDF5"]),
+    "foreign HDF5": (lambda d: set_attribute(d / SHARD, "format", "other"), [SHARD, "not one of"]),
+    "shard of version 2": (lambda d: set_attribute(d / SHARD, "version", 2), [SHARD, "version is 2", "1"]),
+    "shard of another split": (lambda d: set_attribute(d / SHARD, "split", "test"), [SHARD, "test", "train"]),
+    "shard counts wrong": (lambda d: set_attribute(d / SHARD, "count", 3), [SHARD, "3", "7"]),
+    "mixed shapes": (lambda d: replace(d / SHARD, "image", np.zeros((7, 4, 6), "u1")), [SHARD, "(7, 4, 6)", "(7, 4, 5)"]),
+    "mixed types": (lambda d: replace(d / SHARD, "image", np.zeros((7, 4, 5), "f4")), [SHARD, "float32", "uint8"]),
+    "field missing": (lambda d: replace(d / SHARD, "jpeg", np.zeros(3)), [SHARD, "jpeg/bytes"]),
+}
+READING = {  # found by verify
+    "byte flipped": (lambda d: flip(d / SHARD, "image"), [SHARD, "image", "SHA-256"]),
+    "label flipped": (lambda d: flip(d / SHARD, "label"), [SHARD, "label", "SHA-256"]),
+    "packed byte flipped": (lambda d: flip(d / SHARD, "jpeg/bytes"), [SHARD, "jpeg/bytes", "SHA-256"]),
+}
+
+
+@pytest.mark.parametrize("name", [*OPENING, *READING])
+def test_damage_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    write(folder, samples(20), per_shard=7)
+    harm, words = (OPENING | READING)[name]
+    harm(folder)
+    with pytest.raises(InputError) as caught:
+        verify(folder) if name in READING else Shards(folder, "train")
+    text = str(caught.value)
+    assert "\n" not in text.replace("\\n", "")
+    for word in words:
+        assert word in text
+
+
+def test_a_label_out_of_range_is_found_though_its_checksum_is_right(tmp_path: Path) -> None:
+    write(tmp_path / "d", samples(5))
+    rewrite_index(tmp_path / "d", lambda i: i["splits"]["train"]["fields"]["label"].update(classes=1))
+    with pytest.raises(InputError, match="out of range for 1 classes"):
+        verify(tmp_path / "d")
+
+
+def wrong(**changed: Any) -> dict[str, Any]:
+    return samples(4) | changed
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (wrong(label=np.array([0, 1, 2, 10])), ["sample 3", "10", "10 classes"]),
+        (wrong(label=np.array([0, -1, 2, 3])), ["sample 1", "-1"]),
+        (wrong(image=np.zeros((4, 5, 5), "u1")), ["(5, 5)", "(4, 5)"]),
+        (wrong(image=np.zeros((4, 4, 5), "f8")), ["float64", "uint8"]),
+        (wrong(label=np.arange(3)), ["3 samples", "4"]),
+    ],
+    ids=["label too large", "label negative", "shape", "type", "count"],
+)
+def test_the_writer_refuses(tmp_path: Path, made: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        write(tmp_path / "d", made)
+    for word in words:
+        assert word in str(caught.value)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_finished_shards_are_not_overwritten(tmp_path: Path) -> None:
+    write(tmp_path / "d", samples(5))
+    before = {path: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    with pytest.raises(InputError, match="nothing overwritten"):
+        write(tmp_path / "d", samples(6))
+    assert {path: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
+
+
+def test_an_unfinished_folder_has_no_index_and_no_half_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("legw_hpc.data.shards._sha256", lambda values: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "d", samples(5))
+    assert list((tmp_path / "d").iterdir()) == []

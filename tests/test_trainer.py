@@ -1,0 +1,123 @@
+"""The loop by itself: accumulation, the flat gradient, exact evaluation, divergence."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from legw_hpc.apps import application
+from legw_hpc.comm import Serial
+from legw_hpc.data.loader import Step, evaluation_batches, train_steps
+from legw_hpc.data.shards import Shards
+from legw_hpc.errors import Diverged
+from legw_hpc.optim import parameter_groups, solver
+from legw_hpc.recipe import Derived, derive, load
+from legw_hpc.trainer import FlatGradients, Timing, evaluate, train
+
+CPU = torch.device("cpu")
+APP = application("mnist-lstm")
+
+
+def derived(**changed: object) -> Derived:
+    words = {"data.train_samples": 300, "batch": 96, "epochs": 6} | changed
+    return derive(load("mnist-lstm", [f"{key}={value}" for key, value in words.items()]))
+
+
+def trained(shards: Path, micro_batch: int, steps: int = 9, clip_norm: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    model = APP.model()
+    data = Shards(shards, "train")
+    source = train_steps(
+        data, APP.decode, batch=96, micro_batch=micro_batch, seed=1, first=0, last=steps, rank=0, size=1, device=CPU
+    )
+    optimizer = solver("momentum", parameter_groups(model), 0.1)
+    for _ in train(APP, model, optimizer, source, derived(), Serial(), timing=Timing(), clip_norm=clip_norm):
+        pass
+    return model
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 32, 1000])
+def test_the_micro_batch_changes_time_not_maths(shards: Path, micro_batch: int) -> None:
+    """9 steps, two of them the smaller last one of an epoch; 7 leaves a smaller last micro-batch."""
+    whole, pieces = trained(shards, 96), trained(shards, micro_batch)
+    for a, b in zip(whole.parameters(), pieces.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_is_that_of_a_plain_loop(shards: Path) -> None:
+    """Against torch alone: mean loss over each global batch, momentum, LR of the schedule."""
+    torch.manual_seed(0)
+    model = APP.model()
+    data, plan = Shards(shards, "train"), derived()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for step in train_steps(data, APP.decode, batch=96, micro_batch=96, seed=1, first=0, last=9, rank=0, size=1, device=CPU):
+        optimizer.param_groups[0]["lr"] = plan.lr(step.number)
+        optimizer.zero_grad()
+        ((images, labels),) = step.micro_batches
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    for a, b in zip(model.parameters(), trained(shards, 32).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_bounds_the_averaged_gradient(shards: Path) -> None:
+    free, clipped = trained(shards, 32, steps=3), trained(shards, 32, steps=3, clip_norm=1e-4)
+    torch.manual_seed(0)
+    start = APP.model()
+    moved = [
+        sum(float((a - b).norm() ** 2) for a, b in zip(model.parameters(), start.parameters(), strict=True)) ** 0.5
+        for model in (free, clipped)
+    ]
+    assert moved[1] <= 0.1 * 1e-4 * (1 + 1.9 + 2.71) < moved[0]
+
+
+def test_gradients_share_one_buffer_and_keep_their_strides() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2)).to(memory_format=torch.channels_last)
+    flat = FlatGradients(list(model.parameters()))
+    model(torch.rand(4, 3, 3, 3)).sum().backward()
+    for p in model.parameters():
+        assert p.grad is not None
+        assert p.grad.stride() == p.stride()
+        assert p.grad.untyped_storage().data_ptr() == flat.buffer.untyped_storage().data_ptr()
+    norms = torch.stack([p.grad.norm() for p in model.parameters()])  # type: ignore[union-attr]
+    assert torch.linalg.vector_norm(flat.gradients) == pytest.approx(norms.norm().item())
+
+
+@pytest.mark.parametrize("micro_batch", [8, 101])
+def test_evaluation_is_exact(shards: Path, micro_batch: int) -> None:
+    torch.manual_seed(0)
+    model, data = APP.model(), Shards(shards, "test")
+    found = evaluate(
+        APP, model, evaluation_batches(data, APP.decode, micro_batch=micro_batch, rank=0, size=1, device=CPU), Serial()
+    )
+    images, labels = APP.decode(data, torch.arange(101).numpy())
+    with torch.no_grad():
+        right = int((model(images).argmax(1) == labels).sum())
+    assert found["accuracy"] == 100 * right / 101
+    assert model.training
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_divergence_names_step_epoch_and_lr(broken: str) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            value = self.w.sum() * (float("nan") if broken == "loss" and x.sum() > 2 else 1.0)
+            if broken == "gradient" and x.sum() > 2:
+                value = value + torch.sqrt(self.w[0] * 0)  # finite, with an infinite slope times zero
+            return value
+
+    model = Broken()
+    app = dataclasses.replace(APP, loss=lambda m, x: m(x))
+    steps = iter(Step(i, 1, [(torch.tensor([float(i)]),)]) for i in range(5))
+    loop = train(app, model, torch.optim.SGD(model.parameters(), 0.1), steps, derived(), Serial(), timing=Timing())
+    assert [next(loop).step for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(Diverged, match=r"step 3 \(epoch 0\.750, lr 0\.0"):
+        next(loop)
