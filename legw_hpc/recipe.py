@@ -149,6 +149,7 @@ class Derived:
         schedule: fractional epoch -> learning rate.
         steps_per_epoch: the last of them has fewer samples where the batch does not divide the data.
         steps: of the whole run.
+        last: the step after which this run stops: `steps`, or the recipe's `max_steps`.
         last_batch: samples of the last step of an epoch.
     """
 
@@ -158,6 +159,7 @@ class Derived:
     schedule: Schedule
     steps_per_epoch: int
     steps: int
+    last: int
     last_batch: int
 
     def lr(self, step: int) -> float:
@@ -233,7 +235,8 @@ def derive(recipe: Recipe, train_samples: int | None = None) -> Derived:
     steps_per_epoch = -(-samples // recipe.batch)
     last_batch = samples - (steps_per_epoch - 1) * recipe.batch
     steps = round(recipe.epochs * steps_per_epoch)
-    return Derived(recipe, scaled, explicit, schedule, steps_per_epoch, steps, last_batch)
+    last = min(steps, recipe.max_steps or steps)
+    return Derived(recipe, scaled, explicit, schedule, steps_per_epoch, steps, last, last_batch)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:

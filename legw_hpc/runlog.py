@@ -23,6 +23,7 @@ from tqdm import tqdm
 from legw_hpc.errors import InputError
 
 LOG = "log.jsonl"
+LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
 class RunLog:
@@ -85,16 +86,18 @@ class Progress:
 
     def __init__(self, steps: int, done: int, shown: bool):
         self._bar = None
-        self._shown = shown
+        self._steps, self._shown, self._told = steps, shown, time.monotonic()
         if shown and sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.1)
 
     def step(self, done: int, **values: Any) -> None:
-        """Move the bar."""
+        """Move the bar, or print a line now and then."""
         if self._bar is not None:
+            self._bar.set_postfix(values, refresh=False)
             self._bar.update(done - self._bar.n)
-            if values:
-                self._bar.set_postfix(values, refresh=False)
+        elif self._shown and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            print(f"step {done} of {self._steps}: " + ", ".join(f"{k} {v}" for k, v in values.items()), flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -53,7 +53,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
         work = _prepare(recipe, comm)
         with RunFolder(recipe, comm) as folder:
             ended = folder.result()
-            if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.last):
+            if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
             return _train(work, folder)
     except InputError as error:
@@ -65,7 +65,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Work:
-    """All that a run needs but its folder; `last` is the step after which it stops."""
+    """All that a run needs but its folder."""
 
     recipe: Recipe
     comm: Comm
@@ -73,7 +73,6 @@ class _Work:
     training: Shards
     test: Shards
     derived: Derived
-    last: int
     device: torch.device
     threads: int
     model: nn.Module
@@ -91,9 +90,8 @@ def _prepare(recipe: Recipe, comm: Comm) -> _Work:
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
     _agree(comm, recipe, training, model)
-    last = min(derived.steps, recipe.max_steps or derived.steps)
     threads = set_threads(recipe.threads, comm)
-    return _Work(recipe, comm, app, training, test, derived, last, device, threads, model, optimizer)
+    return _Work(recipe, comm, app, training, test, derived, device, threads, model, optimizer)
 
 
 def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
     every = _Every(recipe, derived, comm.rank == 0)
     steps = train_steps(
         work.training, work.app.decode, batch=recipe.batch, micro_batch=recipe.micro_batch, seed=recipe.seed,
-        first=done, last=work.last, rank=comm.rank, size=comm.size, device=work.device,
+        first=done, last=derived.last, rank=comm.rank, size=comm.size, device=work.device,
     )  # fmt: skip
     metrics: dict[str, float] | None = None
     logged = dataclasses.replace(timing)
@@ -116,7 +114,7 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
                 asks=lambda: (stopped.is_set(), every.minutes_passed()),
             ):  # fmt: skip
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
-                ends = at.step == work.last
+                ends = at.step == derived.last
                 if every.line_due() or ends:
                     log.write("step", **_step_line(at, derived), **timing.line(logged))
                     logged = dataclasses.replace(timing)
@@ -126,9 +124,9 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
                     folder.save(at.step, model, optimizer, timing)
                     every.checkpointed()
                 if at.stop and not ends:
-                    raise Interrupted(f"stopped by a signal after step {at.step} of {work.last}; the same command goes on")
+                    raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
         if metrics is None:  # the run had ended with a checkpoint, and only its result was missing
-            metrics = _score(work, work.last, log, progress)
+            metrics = _score(work, derived.last, log, progress)
     except Diverged as error:
         log.write("end", status="diverged", message=str(error))
         raise
@@ -137,7 +135,7 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
         progress.close()
     rate = timing.line(Timing())["samples_per_s"]
     seconds = round(timing.samples / rate, 3) if rate else 0.0
-    result = {"status": "done", "metrics": metrics, "steps": work.last, "samples_per_s": rate, "seconds": seconds}
+    result = {"status": "done", "metrics": metrics, "steps": derived.last, "samples_per_s": rate, "seconds": seconds}
     result = dict(comm.broadcast(result))  # one clock, one result
     log.write("end", **result)
     return result

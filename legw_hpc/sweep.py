@@ -80,7 +80,7 @@ def sweep(recipe: str, overrides: Sequence[str], ranks: int, to: Path) -> list[d
         if row is None:
             _run(recipe, cell, ranks, to)
             row = _row(to, cell)
-        said = "no result" if row is None else f"{row['metric']} {_shown(row)}"
+        said = "no result" if row is None else f"{metric([row])} {_quality(row)}"
         print(f"[{number}/{len(grid)}] {cell.name}: {said}", flush=True)
     rows = [row for cell in grid if (row := _row(to, cell)) is not None]
     if rows:
@@ -90,51 +90,37 @@ def sweep(recipe: str, overrides: Sequence[str], ranks: int, to: Path) -> list[d
         with written_whole(to / "table.md") as path:
             path.write_text(table)
         with written_whole(to / "quality.png") as path:
-            quality.draw(rows, path, f"{recipe}: quality against batch")
+            quality.draw(rows, metric(rows), path, f"{recipe}: quality against batch")
         print(f"\n{table}\ntable: {to / 'table.md'}\nplot:  {to / 'quality.png'}", flush=True)
     return rows
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table of the rows that `sweep` returns."""
-    metric = rows[0]["metric"]
-    lines = [f"| scheme | batch | k | lr | warmup epochs | {metric} | samples/s |", "|---|--:|--:|--:|--:|--:|--:|"]
+    lines = [f"| scheme | batch | k | lr | warmup epochs | {metric(rows)} | samples/s |", "|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
-        rate = "" if row["samples_per_s"] is None else f"{row['samples_per_s']:,.0f}"
-        cells = [
-            row["scheme"],
-            f"{row['batch']:,}",
-            f"{row['k']:g}",
-            f"{row['lr']:.4g}",
-            f"{row['warmup_epochs']:.4g}",
-            _shown(row),
-            rate,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rate = f"{row['samples_per_s']:,.0f}" if "samples_per_s" in row else ""
+        numbers = [f"{row['batch']:,}", f"{row['k']:g}", f"{row['lr']:.4g}", f"{row['warmup_epochs']:.4g}"]
+        lines.append("| " + " | ".join([row["scheme"], *numbers, _quality(row), rate]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _shown(row: dict[str, Any]) -> str:
-    return "diverged" if row["value"] is None else f"{row['value']:.2f}"
+def metric(rows: Sequence[dict[str, Any]]) -> str:
+    """The name of the metric that tables show: the first of any row that has one."""
+    return next((name for row in rows for name in row.get("metrics", {})), "quality")
+
+
+def _quality(row: dict[str, Any]) -> str:
+    return f"{row['metrics'][metric([row])]:.2f}" if row["status"] == "done" else row["status"]
 
 
 def _row(to: Path, cell: Cell) -> dict[str, Any] | None:
-    """What a finished cell came to; None if it has not ended."""
+    """The cell's derived values and how its run ended; None if it has not."""
     lines = runlog.read(to / cell.name)
-    if not lines or lines[-1]["event"] != "end":
+    end = lines[-1] if lines and lines[-1]["event"] == "end" else None
+    if end is None or end.get("steps", cell.derived.last) < cell.derived.last:
         return None
-    end, derived = lines[-1], cell.derived
-    if end["status"] == "done" and end["steps"] < derived.steps and not derived.recipe.max_steps:
-        return None
-    values = end.get("metrics") or {}
-    known = [line for line in lines if line["event"] == "eval"]
-    metric = next(iter(values), None) or (
-        next(iter([k for k in known[0] if k not in ("event", "time", "step", "epoch")])) if known else "metric"
-    )
-    shown = derived.as_dict()
-    row = {key: shown[key] for key in ("scheme", "batch", "k", "lr", "warmup_epochs")}
-    row |= {"metric": metric, "value": values.get(metric), "samples_per_s": end.get("samples_per_s"), "status": end["status"]}
-    return row
+    return cell.derived.as_dict() | {key: value for key, value in end.items() if key not in ("event", "time", "steps")}
 
 
 def _run(recipe: str, cell: Cell, ranks: int, to: Path) -> None:

@@ -17,27 +17,26 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv<>"
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def draw(rows: Sequence[dict[str, Any]], metric: str, path: Path, title: str) -> None:
     """Write a PNG.
 
     Args:
-        rows: with scheme, batch, metric and value; a value of None is a run that diverged, drawn as a
+        rows: with scheme, batch, status and, where that is "done", metrics; a run that diverged is a
             cross at the bottom.
+        metric: which of the metrics.
         path: where to.
         title: above the axes.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    finished = [row["value"] for row in rows if row["value"] is not None]
-    floor = min(finished, default=0.0)
+    floor = min((row["metrics"][metric] for row in rows if row["status"] == "done"), default=0.0)
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     for i, scheme in enumerate(schemes):
         mine = sorted((row for row in rows if row["scheme"] == scheme), key=lambda row: row["batch"])
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        drawn = [row for row in mine if row["value"] is not None]
-        batches = [row["batch"] for row in drawn]
-        axes.plot(batches, [row["value"] for row in drawn], color=colour, marker=marker, label=scheme, linewidth=1.8)
+        drawn = [(row["batch"], row["metrics"][metric]) for row in mine if row["status"] == "done"]
+        axes.plot(*zip(*drawn, strict=True) if drawn else ([], []), color=colour, marker=marker, label=scheme, linewidth=1.8)
         for row in mine:
-            if row["value"] is None:
+            if row["status"] != "done":
                 axes.plot(row["batch"], floor, color=colour, marker="x", markersize=9, markeredgewidth=2)
                 axes.annotate(
                     "diverged", (row["batch"], floor), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=7
@@ -46,7 +45,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sorted({row["batch"] for row in rows})))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set(xlabel="global batch (samples)", ylabel=rows[0]["metric"], title=title)
+    axes.set(xlabel="global batch (samples)", ylabel=metric, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png")
