@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from legw_hpc.data.shards import Field, Shards
+from legw_hpc.data.format import Field
+from legw_hpc.data.shards import Shards
 from legw_hpc.errors import InputError
 from legw_hpc.models.mnist_lstm import CLASSES, PIXELS, MnistLSTM
 

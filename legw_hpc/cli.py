@@ -200,13 +200,14 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from legw_hpc.data import shards
+    from legw_hpc.data.format import read_index
+    from legw_hpc.data.shards import verify
     from legw_hpc.data.sources import mnist, synthetic
 
     if launched().size > 1:
         raise errors.InputError(f"legw-hpc data is one process's work; the launcher started {launched().size}")
     if options.source_name == "verify":
-        counts = shards.verify(options.folder)
+        counts = verify(options.folder)
         print(f"{options.folder}: whole: " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
         return
     if options.source_name == "mnist":
@@ -219,7 +220,7 @@ def _data(options: argparse.Namespace) -> None:
         synthetic.write(
             options.out, options.shape, options.classes, options.train, options.test, options.seed, options.samples_per_shard
         )
-    splits = shards.read_index(options.out)["splits"]
+    splits = read_index(options.out)["splits"]
     print(f"{options.out}: " + ", ".join(f"{s} {e['count']:,} in {len(e['shards'])}" for s, e in splits.items()))
 
 

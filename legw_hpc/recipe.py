@@ -13,21 +13,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import sys
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from legw_hpc import strict
 from legw_hpc.errors import InputError
 from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline, Scaled, scale
 from legw_hpc.schedule import Schedule, build, decay_from
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
 SAMPLES = Path(__file__).parent / "data" / "sample"
@@ -244,25 +238,21 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name: of a file in recipes/, or a path that ends in .toml.
-        overrides: values are TOML (`true`, `1e-3`, `[30, 60]`); anything else is text.
+        overrides: see `strict.read`.
 
     Raises:
         InputError: an unknown recipe or key, a value of the wrong type or out of range.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        values = strict.read(path, overrides)
+    except FileNotFoundError:
         known = available()
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, or give the path of a .toml file"
         raise InputError(f"unknown recipe {name!r}: {hint}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
-    for override in overrides:
-        _override(values, override)
     values.setdefault("name", path.stem)
-    recipe = _build(Recipe, values, str(path))
+    recipe: Recipe = strict.build(Recipe, values, f"recipe {path if name.endswith('.toml') else name}")
     if not recipe.batch:
         recipe = dataclasses.replace(recipe, batch=recipe.baseline.batch)
     _check(recipe)
@@ -291,59 +281,6 @@ def _check(recipe: Recipe) -> None:
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"recipe {recipe.name}: {key} must be a positive number, not {value}")
     recipe.out_folder()
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"{override!r}: expected key=value, such as batch=8192")
-    try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except (ValueError, KeyError):
-        value = text
-    *tables, last = key.split(".")
-    for table in tables:
-        below = values.setdefault(table, {})
-        if not isinstance(below, dict):
-            raise InputError(f"override {override!r}: {table} is a value, not a table")
-        values = below
-    values[last] = value
-
-
-def _build(kind: type[Any], values: Any, where: str, prefix: str = "") -> Any:
-    """A dataclass from a table, strictly: no unknown key, no missing key, no wrong type."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}")
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1, cutoff=0.4)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(prefix + k for k in fields)}"
-            raise InputError(f"{where}: unknown key {prefix}{key}: {hint}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise InputError(f"{where}: {prefix}{name} is missing")
-    made = {key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()}
-    try:
-        return kind(**made)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where, key + ".")  # type: ignore[arg-type]
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(option for option in get_args(kind) if option is not type(None))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    plain = get_origin(kind) or kind
-    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise InputError(f"{where}: {key} must be {words.get(plain, 'a table')}, not {value!r}")
-    return value
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legw_hpc.data.shards import INDEX, Field, Shards, Writer, verify, write_index
+from legw_hpc.data.format import INDEX, Field
+from legw_hpc.data.shards import Shards, verify
+from legw_hpc.data.writer import Writer, write_index
 from legw_hpc.errors import InputError
 
 FIELDS = {"image": Field("uint8", (4, 5)), "label": Field("int64", (), classes=10), "jpeg": Field("uint8", None)}
@@ -196,7 +198,7 @@ def test_finished_shards_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_folder_has_no_index_and_no_half_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("legw_hpc.data.shards._sha256", lambda values: 1 / 0)
+    monkeypatch.setattr("legw_hpc.data.writer.sha256", lambda values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "d", samples(5))
     assert list((tmp_path / "d").iterdir()) == []

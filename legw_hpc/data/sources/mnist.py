@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legw_hpc.data.files import make_folder, written_whole
-from legw_hpc.data.shards import Field, Writer, write_index
+from legw_hpc.data.format import Field
+from legw_hpc.data.writer import Writer, write_index
 from legw_hpc.errors import InputError
 
 ATTRIBUTION = (

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from legw_hpc.data.shards import Field, Writer, write_index
+from legw_hpc.data.format import Field
+from legw_hpc.data.writer import Writer, write_index
 from legw_hpc.errors import InputError
 
 # Samples made at a time (assumed): keeps memory small for any count.

@@ -1,0 +1,115 @@
+"""The shard format: ordinary HDF5 files beside an index.  docs: data/FORMAT.md.
+
+    DIR/index.json           format, version, and for each split its fields and its files
+    DIR/train-00000.h5       /image  (n, 28, 28) uint8     a fixed-size field: one dataset
+                             /label  (n,)        int64
+    DIR/train-00001.h5       /jpeg/bytes    (sum,) uint8   a variable-size field: a group of two
+                             /jpeg/offsets  (n+1,) int64
+
+Each dataset carries the SHA-256 of its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from legw_hpc.errors import InputError
+
+FORMAT = "legw_hpc shards"
+VERSION = 1
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing that every sample has.
+
+    Attributes:
+        dtype: NumPy's name for the element type.
+        shape: of one sample; None for bytes of any length.
+        classes: for a label: values are 0 ... classes-1.
+    """
+
+    dtype: str
+    shape: tuple[int, ...] | None = ()
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a split: its name, its samples, and the SHA-256 of each dataset in it."""
+
+    file: str
+    count: int
+    sha256: Mapping[str, str]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a data folder.
+
+    Raises:
+        InputError: missing, not ours, or of another version.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text())
+    except FileNotFoundError:
+        why = "an unfinished or foreign folder" if folder.is_dir() else "no such folder"
+        raise InputError(f"{path}: not found ({why}); `legw-hpc data` makes shards") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise InputError(f"{path}: not an index of {FORMAT}")
+    if index.get("version") != VERSION:
+        raise InputError(f"{path}: format version {index.get('version')}, this program reads version {VERSION}")
+    try:
+        for entry in index["splits"].values():
+            total = sum(int(shard["count"]) for shard in entry["shards"])
+            if total != entry["count"]:
+                raise InputError(f"{path}: count is {entry['count']}, its shards hold {total}")
+            for value in entry["fields"].values():
+                field_from(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: damaged index: {type(error).__name__} {error}") from None
+    return index
+
+
+def field_from(value: Mapping[str, Any]) -> Field:
+    """A field as the index has it."""
+    shape = value["shape"]
+    return Field(np.dtype(value["dtype"]).name, None if shape is None else tuple(map(int, shape)), value["classes"])
+
+
+def shard_from(folder: Path, value: Mapping[str, Any]) -> Shard:
+    """A shard as the index has it; its file must be a plain name of the folder."""
+    name = str(value["file"])
+    if Path(name).name != name:
+        raise InputError(f"{folder / INDEX}: shard {name!r} is not a plain file name of this folder")
+    return Shard(name, int(value["count"]), dict(value["sha256"]))
+
+
+def expected_datasets(name: str, field: Field, count: int) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """Dataset -> (type, shape) of a field in a shard of `count` samples; None is any length."""
+    if field.shape is not None:
+        return {name: (field.dtype, (count, *field.shape))}
+    return {f"{name}/bytes": ("uint8", (None,)), f"{name}/offsets": ("int64", (count + 1,))}
+
+
+def check_labels(where: str, name: str, field: Field, values: NDArray[Any]) -> None:
+    """Refuse a label outside 0 ... classes-1, by its sample."""
+    if field.classes is not None and values.size and not (values.min() >= 0 and values.max() < field.classes):
+        bad = int(np.flatnonzero((values < 0) | (values >= field.classes))[0])
+        raise InputError(f"{where}: {name} of sample {bad} is {values[bad]}, out of range for {field.classes} classes")
+
+
+def sha256(values: NDArray[Any]) -> str:
+    """Of the elements in memory order, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data if values.size else b"").hexdigest()

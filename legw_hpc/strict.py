@@ -1,0 +1,103 @@
+"""Strict tables: TOML text and `key=value` overrides into frozen dataclasses, or one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from legw_hpc.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a TOML file, with overrides of dotted keys on top.
+
+    Args:
+        path: the file.
+        overrides: key=value; the value is TOML (`true`, `1e-3`, `[30, 60]`), anything else is text.
+
+    Raises:
+        FileNotFoundError: for the caller to say what is missing.
+        InputError: not TOML, or an override that is not key=value.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: expected key=value, such as batch=8192")
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except (ValueError, KeyError):
+        value = text
+    *tables, last = key.split(".")
+    for table in tables:
+        below = values.setdefault(table, {})
+        if not isinstance(below, dict):
+            raise InputError(f"override {override!r}: {table} is a value, not a table")
+        values = below
+    values[last] = value
+
+
+def build(kind: type[Any], values: Any, where: str, prefix: str = "") -> Any:
+    """A dataclass from a table, strictly: no unknown key, no missing key, no wrong type.
+
+    Args:
+        kind: the dataclass; its fields may be dataclasses.
+        values: the table.
+        where: what the message begins with.
+        prefix: dotted key of this table.
+
+    Raises:
+        InputError: names the key, and the nearest known one where it is unknown.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1, cutoff=0.4)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(prefix + k for k in fields)}"
+            raise InputError(f"{where}: unknown key {prefix}{key}: {hint}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise InputError(f"{where}: {prefix}{name} is missing")
+    made = {key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()}
+    try:
+        return kind(**made)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where, key + ".")  # type: ignore[arg-type]
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = get_origin(kind) or kind
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise InputError(f"{where}: {key} must be {words.get(plain, 'a table')}, not {value!r}")
+    return value
