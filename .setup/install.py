@@ -122,6 +122,7 @@ def main() -> None:
         pip("installing mpi4py", "mpi4py")
     else:
         say(3, f"MPI: {mpi.version} at {mpi.mpicxx}")
+        pip("installing Cython, which mpi4py's source needs", "Cython")
     if shutil.which("cmake") is None:
         pip("installing cmake", "cmake")
 
