@@ -111,14 +111,19 @@ def mpi_of_venv(venv: Path) -> Mpi:
     return Mpi(str(binaries / "mpicxx"), _describe(str(binaries), str(binaries / "mpirun")), wheel=True)
 
 
+_LOADED = """
+import os, re
+import horovod.torch
+from mpi4py import MPI
+maps = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
+print(len({os.path.realpath(path) for path in maps if re.search(r"/libmpi(ch|_cray.*)?[.]so", path)}))
+"""
+
+
 def one_mpi(python: Path) -> bool:
     """Do Horovod and mpi4py load, and into one and the same MPI library?"""
-    code = (
-        "import os; from mpi4py import MPI; import horovod.torch; MPI.Get_library_version(); "
-        "maps = {line.split()[-1] for line in open('/proc/self/maps') if '/libmpi' in line}; "
-        "raise SystemExit(len({os.path.realpath(p) for p in maps if 'libmpi.' in p or 'libmpi_cray' in p or 'libmpich' in p}) != 1)"
-    )
-    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+    out = subprocess.run([python, "-c", _LOADED], capture_output=True, text=True)
+    return out.returncode == 0 and out.stdout.strip() == "1"
 
 
 class Builder:
@@ -192,7 +197,7 @@ class Builder:
                 patch(source)
             self._call(
                 f"compiling {name} {version} against torch {self.torch} and {self.mpi.version}",
-                f"read {self.log}; usual reasons: a compiler too old for C++20 (GCC 10 is enough), an MPI module without its headers",
+                f"read {self.log}; usual reasons: a compiler without C++20 (GCC 10 has it), an MPI module without headers",
                 "wheel", "-v", "--no-deps", "--no-build-isolation", "--no-cache-dir", str(source), "-w", str(out),
                 environment=environment)  # fmt: skip
             wheel = next(out.glob("*.whl"))
