@@ -14,15 +14,15 @@ setup:
 	@$(PYTHON) .setup/install.py
 
 demo: setup
-	@$(BIN)/legw-hpc sweep mnist-lstm-sample scheme=legw,linear batch=32,256,1024 --ranks 2 --to demo
+	@"$(BIN)/legw-hpc" sweep mnist-lstm-sample scheme=legw,linear batch=32,256,1024 --ranks 2 --to demo
 
 lint: setup
-	@$(BIN)/ruff check --config .ruff.toml .
-	@$(BIN)/ruff format --check --config .ruff.toml .
-	@$(BIN)/mypy --config-file .mypy.ini
+	@"$(BIN)/ruff" check --config .ruff.toml .
+	@"$(BIN)/ruff" format --check --config .ruff.toml .
+	@"$(BIN)/mypy" --config-file .mypy.ini
 
 test: lint
-	@$(BIN)/pytest -c .pytest.ini --rootdir .
+	@"$(BIN)/pytest" -c .pytest.ini --rootdir .
 
 clean:
 	rm -rf .venv build *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ setup(
     packages=find_packages(include=["legw_hpc", "legw_hpc.*"]),
     package_data={"legw_hpc": ["recipes/*.toml", "data/sample/*", "data/sample/*/*"]},
     install_requires=[
-        "torch>=2.1",
+        "torch>=2.4",  # the fused SGD kernel for CPUs
         "numpy>=1.24",
         "h5py>=3.8",
         "tqdm>=4.60",

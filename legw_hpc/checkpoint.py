@@ -41,6 +41,8 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     buffer = io.BytesIO()
     torch.save({"version": VERSION, "step": step, **state}, buffer)
     data = buffer.getbuffer()
+    for torn in folder.glob(".step-*.part"):  # of a run that was killed while it wrote
+        torn.unlink(missing_ok=True)
     target = folder / f"step-{step:08d}.pt"
     with written_whole(target) as path:
         path.write_bytes(data)
@@ -85,6 +87,8 @@ def _newest(folder: Path, say: Callable[[str], None]) -> bytes:
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = str(error)
         say(f"{path.name}: damaged ({why}); trying the one before it")
+        # Out of the count: a later save must not keep it in place of a whole one.
+        manifest.rename(manifest.with_suffix(".damaged"))
     return b""
 
 

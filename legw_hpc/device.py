@@ -24,13 +24,28 @@ def choose_device(wanted: str, comm: Comm) -> torch.device:
     if wanted not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {wanted!r}: auto, cpu or cuda")
     seen = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and (not seen or comm.name == "mpi")):
+    if wanted == "cpu" or (wanted == "auto" and not (seen and comm.gpu)):
         return torch.device("cpu")
+    if not comm.gpu:
+        raise InputError(f"device=cuda: comm {comm.name} cannot sum on GPUs as built here: make HOROVOD_GPU_OPERATIONS=NCCL")
     if seen != 1 and comm.local_rank >= seen:
         raise InputError(f"device=cuda: local rank {comm.local_rank} of {comm.local_size} on {comm.node}, but {seen} GPUs there")
     device = torch.device("cuda", 0 if seen == 1 else comm.local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def check_distinct(device: torch.device, comm: Comm) -> None:
+    """Refuse two ranks on one GPU, which NCCL answers with a hang or an error of its own.
+
+    Raises:
+        InputError: names the node and both ranks.
+    """
+    mine = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    owners: dict[tuple[str, str], int] = {}
+    for rank, (node, uuid) in enumerate(comm.gather([comm.node, mine])):
+        if uuid is not None and owners.setdefault((node, uuid), rank) != rank:
+            raise InputError(f"ranks {owners[node, uuid]} and {rank} on {node} have one GPU: start one rank a GPU, or device=cpu")
 
 
 def set_threads(wanted: int, comm: Comm) -> int:

@@ -115,13 +115,10 @@ def _device() -> str:
 
     if not torch.cuda.is_available():
         return f"device: CPU ({torch.backends.cpu.get_cpu_capability()})"
-    out = _python_says("from legw_hpc.comm.horovod import facts; print(facts()['nccl'])")
-    if out != "True":
-        raise Fault(
-            f"{torch.cuda.device_count()} GPUs, but Horovod has no NCCL",
-            "make HOROVOD_GPU_OPERATIONS=NCCL, or train with device=cpu",
-        )
-    return f"device: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}, NCCL"
+    found = f"device: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if _python_says("from legw_hpc.comm.horovod import facts; print(facts()['nccl'])") == "True":
+        return f"{found}, NCCL"
+    return f"{found}, but Horovod has no NCCL: several ranks train on the CPU (make HOROVOD_GPU_OPERATIONS=NCCL)"
 
 
 def _threads() -> str:
@@ -133,6 +130,8 @@ def _threads() -> str:
             f"OMP_NUM_THREADS is {asked}, but this rank may use {cores} cores", f"export OMP_NUM_THREADS={max(1, cores // local)}"
         )
     note = "; oversubscribed" if local > (os.cpu_count() or 1) else ""
+    if cores * local < (os.cpu_count() or 1):
+        note += "; pinned to fewer cores than there are (Open MPI: --map-by slot:PE=N, or --bind-to none)"
     return f"threads: {cores} of {os.cpu_count()} cores, {local} ranks here{note}, OMP_NUM_THREADS {asked or 'not set'}"
 
 
@@ -198,7 +197,7 @@ def _agree() -> str:
 def _launch(ranks: int) -> str:
     try:
         command, environment = local_ranks(ranks)
-    except FileNotFoundError as error:
+    except InputError as error:
         raise Fault(str(error), "run `make setup`, or load an MPI module") from None
     command += [sys.executable, "-m", "legw_hpc", "doctor"]
     try:

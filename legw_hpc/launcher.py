@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from legw_hpc.errors import InputError
+
 # (launcher, rank, size, local rank, local size).  The order matters: mpirun inside a SLURM job starts
 # its daemons with srun, so its ranks inherit SLURM's variables of those daemons.
 _VARIABLES = (
@@ -62,11 +64,11 @@ def local_ranks(ranks: int) -> tuple[list[str], dict[str, str]]:
     all by variables that an MPI other than Open MPI (4.x, and 5.x with PRRTE) ignores.
 
     Raises:
-        FileNotFoundError: no mpirun or mpiexec.
+        InputError: no mpirun or mpiexec.
     """
     command = mpirun()
     if command is None:
-        raise FileNotFoundError("no mpirun or mpiexec: load an MPI module, or run `make setup`")
+        raise InputError("no mpirun or mpiexec: load an MPI module, or run `make setup`")
     environment = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -23,6 +23,10 @@ from legw_hpc.errors import InputError
 from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline, Scaled, scale
 from legw_hpc.schedule import Schedule, build, decay_from
 
+# The names alone, so that `plan` refuses an unknown one without torch; tests hold them equal to the code's.
+APPLICATIONS = ("mnist-lstm",)
+SOLVERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta", "lars")
+
 RECIPES = Path(__file__).parent / "recipes"
 SAMPLES = Path(__file__).parent / "data" / "sample"
 
@@ -129,7 +133,7 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """What decides the result, flat, dotted: two runs in one folder must agree on it."""
         told = {"out", "comm", "device", "threads", "log_every", "max_steps", "micro_batch", "checkpoint", "data.dir"}
-        flat = _flatten(self.as_dict())
+        flat = strict.flatten(self.as_dict())
         return {key: value for key, value in flat.items() if key not in told and key.partition(".")[0] not in told}
 
 
@@ -229,6 +233,8 @@ def derive(recipe: Recipe, train_samples: int | None = None) -> Derived:
     steps_per_epoch = -(-samples // recipe.batch)
     last_batch = samples - (steps_per_epoch - 1) * recipe.batch
     steps = round(recipe.epochs * steps_per_epoch)
+    if steps < 1:
+        raise InputError(f"{where}: {recipe.epochs:g} epochs of {steps_per_epoch} steps are no step at all")
     last = min(steps, recipe.max_steps or steps)
     return Derived(recipe, scaled, explicit, schedule, steps_per_epoch, steps, last, last_batch)
 
@@ -271,23 +277,20 @@ def _check(recipe: Recipe) -> None:
         "fixed_warmup_epochs": 0, "warmup_epochs": 0,
     }  # fmt: skip
     above = ("epochs", "eval_every", "lr", "log_every")
-    flat = _flatten(recipe.as_dict())
+    flat = strict.flatten(recipe.as_dict())
     for key, least in at_least.items():
         value = flat[key]
         if value is not None and not (math.isfinite(value) and value >= least):
             raise InputError(f"recipe {recipe.name}: {key} must be at least {least}, not {value}")
+    known = {"application": APPLICATIONS, "solver": SOLVERS}
+    for key, names in known.items():
+        if flat[key] not in names:
+            raise InputError(f"recipe {recipe.name}: unknown {key} {flat[key]!r}: one of {', '.join(names)}")
     for key in above:
         value = flat[key]
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"recipe {recipe.name}: {key} must be a positive number, not {value}")
     recipe.out_folder()
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _tuples(options: Any) -> dict[str, Any]:

@@ -33,18 +33,19 @@ class RunFolder:
 
     Args:
         recipe: after overrides; its `out` names the folder.
+        data: digest of the training data: another data set is another run.
         comm: rank 0's view of the folder counts.
 
     Raises:
         InputError: the folder cannot be written, or belongs to another recipe; nothing is changed then.
     """
 
-    def __init__(self, recipe: Recipe, comm: Comm):
+    def __init__(self, recipe: Recipe, data: str, comm: Comm):
         self.path, self._comm, self._keep = recipe.out_folder(), comm, recipe.checkpoint.keep
         with comm.together():
             if comm.rank == 0:
                 make_folder(self.path)
-                _claim(self.path, recipe)
+                _claim(self.path, recipe.identity() | {"data": data})
         with comm.together():
             self.log = runlog.RunLog(self.path if comm.rank == 0 else None)
 
@@ -56,7 +57,8 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """The result of the run in this folder, if it has ended; the same on every rank."""
-        lines = runlog.read(self.path) if self._comm.rank == 0 else []
+        with self._comm.together():
+            lines = runlog.read(self.path) if self._comm.rank == 0 else []
         ended = lines[-1] if lines and lines[-1].get("event") == "end" else None
         found = self._comm.broadcast(ended)
         return None if found is None else dict(found)
@@ -81,19 +83,20 @@ class RunFolder:
         """Write a checkpoint; every rank takes part, so that all hear of a full disk."""
         with self._comm.together():
             if self._comm.rank == 0:
+                self.log.sync()
                 state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"timing": dataclasses.asdict(timing), "log": self.log.position()}
                 checkpoint.save(self.path / "checkpoints", step, state, self._keep)
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe into a new folder; compare it in one that is in use."""
-    mine = json.loads(json.dumps(recipe.identity()))
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Write the identity of the run into a new folder; compare it in one that is in use."""
+    mine = json.loads(json.dumps(identity))
     path = folder / RECIPE
     try:
         theirs = json.loads(path.read_text())
     except FileNotFoundError:
-        if strangers := sorted(entry.name for entry in folder.iterdir()):
+        if strangers := sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".part")):
             raise InputError(f"{folder}: not empty ({strangers[0]}) and not a run's folder; nothing overwritten") from None
         with written_whole(path) as aside:
             aside.write_text(json.dumps(mine, indent=1) + "\n")

@@ -10,6 +10,7 @@ RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, versions, ranks, 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -50,8 +51,14 @@ class RunLog:
     def cut(self, position: int) -> None:
         """Forget what was logged after a checkpoint that the run goes on from."""
         if self._file is not None:
-            self._file.truncate(position)
-            self._file.seek(position)
+            end = min(position, self._file.seek(0, os.SEEK_END))  # a crashed node may have lost the tail
+            self._file.truncate(end)
+            self._file.seek(end)
+
+    def sync(self) -> None:
+        """Make what is written last."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:

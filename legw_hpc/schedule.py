@@ -52,6 +52,13 @@ class MultiStep:
     milestones: tuple[float, ...] = (30.0, 60.0, 80.0)
     factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.milestones, tuple):
+            raise ValueError(f"decay milestones must be a list of epochs, not {self.milestones!r}")
+        for milestone in self.milestones:
+            _at_least_zero("milestones", milestone)
+        _at_least_zero("factor", self.factor)
+
     def schedule(self, peak: float, epochs: float, warmup_epochs: float) -> Schedule:
         return lambda epoch: peak * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
 
@@ -62,6 +69,10 @@ class Exponential:
 
     hold_epochs: float = 7.0
     factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        _at_least_zero("hold_epochs", self.hold_epochs)
+        _at_least_zero("factor", self.factor)
 
     def schedule(self, peak: float, epochs: float, warmup_epochs: float) -> Schedule:
         return lambda epoch: peak * self.factor ** max(0, math.floor(epoch - self.hold_epochs) + 1)
@@ -83,8 +94,9 @@ class Poly:
     def __post_init__(self) -> None:
         if self.origin not in ("start", "warmup"):
             raise ValueError(f"decay origin must be start or warmup, not {self.origin!r}")
-        if not (math.isfinite(self.power) and self.power > 0):
-            raise ValueError(f"decay power must be a positive number, not {self.power}")
+        _at_least_zero("power", self.power)
+        if self.power == 0:
+            raise ValueError("decay power must be a positive number, not 0")
 
     def schedule(self, peak: float, epochs: float, warmup_epochs: float) -> Schedule:
         begin = warmup_epochs if self.origin == "warmup" else 0.0
@@ -109,11 +121,15 @@ def decay_from(kind: str, **values: Any) -> Decay:
     """
     if kind not in DECAYS:
         raise ValueError(f"unknown decay {kind!r}: one of {', '.join(DECAYS)}")
-    try:
-        return DECAYS[kind](**values)
-    except TypeError:
-        known = ", ".join(DECAYS[kind].__dataclass_fields__) or "nothing"
-        raise ValueError(f"decay {kind} takes {known}, not {', '.join(values)}") from None
+    known = DECAYS[kind].__dataclass_fields__
+    if unknown := [value for value in values if value not in known]:
+        raise ValueError(f"decay {kind} takes {', '.join(known) or 'nothing'}, not {', '.join(unknown)}")
+    return DECAYS[kind](**values)
+
+
+def _at_least_zero(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"decay {name} must be a number of at least 0, not {value!r}")
 
 
 def build(

@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +23,8 @@ from legw_hpc import apps, runlog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.loader import evaluation_batches, train_steps
 from legw_hpc.data.shards import Shards
-from legw_hpc.device import choose_device, set_threads
-from legw_hpc.errors import Diverged, InputError, Interrupted
+from legw_hpc.device import check_distinct, choose_device, set_threads
+from legw_hpc.errors import EXIT_BUG, Diverged, InputError, Interrupted
 from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.recipe import Derived, Recipe, derive
 from legw_hpc.runfolder import RunFolder
@@ -51,13 +53,24 @@ def run(recipe: Recipe) -> dict[str, Any]:
     comm = connect(recipe.comm)
     try:
         work = _prepare(recipe, comm)
-        with RunFolder(recipe, comm) as folder:
+        with RunFolder(recipe, _digest(work.training.index["splits"]), comm) as folder:
             ended = folder.result()
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
             return _train(work, folder)
     except InputError as error:
         error.agreed = True  # ranks that are connected find out together
+        raise
+    except (Diverged, Interrupted):
+        raise  # on every rank at the same step
+    except Exception as error:
+        if comm.size == 1:
+            raise
+        # The others wait for this rank in a collective: end them all.
+        print(f"legw-hpc: rank {comm.rank} on {comm.node}: {type(error).__name__}: {error}", file=sys.stderr)
+        traceback.print_exc()
+        sys.stderr.flush()
+        comm.abort(EXIT_BUG)
         raise
     finally:
         comm.close()
@@ -90,6 +103,7 @@ def _prepare(recipe: Recipe, comm: Comm) -> _Work:
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
     _agree(comm, recipe, training, model)
+    check_distinct(device, comm)
     threads = set_threads(recipe.threads, comm)
     return _Work(recipe, comm, app, training, test, derived, device, threads, model, optimizer)
 
@@ -214,11 +228,11 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
     """
     weights = hashlib.sha256()
     for tensor in model.state_dict().values():
-        weights.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     mine = {
         "recipe": json.dumps(recipe.identity(), sort_keys=True),
         "versions": runlog.versions(),
-        "data": data.index["splits"],
+        "data": _digest(data.index["splits"]),
         "initial weights": weights.hexdigest(),
     }
     everyone = comm.gather({key: json.dumps(value, sort_keys=True) for key, value in mine.items()})
@@ -226,6 +240,10 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
         for key, value in theirs.items():
             if value != everyone[0][key]:
                 raise InputError(f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _ended_before(folder: RunFolder, ended: dict[str, Any], comm: Comm) -> dict[str, Any]:
@@ -277,5 +295,6 @@ def _stop_signals() -> Iterator[threading.Event]:
     try:
         yield flag
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        if not flag.is_set():  # else this process is on its way out, and another signal must not cut that short
+            for number, old in before.items():
+                signal.signal(number, old)

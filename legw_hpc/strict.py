@@ -101,3 +101,11 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise InputError(f"{where}: {key} must be {words.get(plain, 'a table')}, not {value!r}")
     return value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Tables in tables as one table of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from legw_hpc import errors, runlog
+from legw_hpc import errors, runlog, strict
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import InputError
-from legw_hpc.launcher import local_ranks
+from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.recipe import Derived, derive, load
 
 # A run that was told to stop has so long to write its checkpoint (assumed).
@@ -73,6 +74,8 @@ def sweep(recipe: str, overrides: Sequence[str], ranks: int, to: Path) -> list[d
         InputError: a cell that cannot be trained; the cells that have ended stay.
         Interrupted: the run was told to stop; the same command goes on.
     """
+    if launched().size > 1:
+        raise InputError(f"legw-hpc sweep launches the ranks itself (--ranks); the launcher started {launched().size} of it")
     grid = cells(recipe, overrides)
     make_folder(to)
     for number, cell in enumerate(grid, 1):
@@ -117,10 +120,22 @@ def _quality(row: dict[str, Any]) -> str:
 def _row(to: Path, cell: Cell) -> dict[str, Any] | None:
     """The cell's derived values and how its run ended; None if it has not."""
     lines = runlog.read(to / cell.name)
+    if lines:
+        _same_recipe(to / cell.name, lines[0], cell)
     end = lines[-1] if lines and lines[-1]["event"] == "end" else None
     if end is None or end.get("steps", cell.derived.last) < cell.derived.last:
         return None
     return cell.derived.as_dict() | {key: value for key, value in end.items() if key not in ("event", "time", "steps")}
+
+
+def _same_recipe(folder: Path, start: dict[str, Any], cell: Cell) -> None:
+    """Refuse a folder whose run had other values: its number would stand beside ours in the table."""
+    theirs, mine = strict.flatten(start.get("recipe", {})), strict.flatten(cell.derived.recipe.as_dict())
+    for key in cell.derived.recipe.identity():
+        if theirs.get(key) != json.loads(json.dumps(mine[key])):
+            raise InputError(
+                f"{folder}: holds a run with {key} {theirs.get(key)!r}, this sweep has {mine[key]!r}; choose another --to"
+            )
 
 
 def _run(recipe: str, cell: Cell, ranks: int, to: Path) -> None:

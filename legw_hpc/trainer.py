@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -118,17 +119,20 @@ def train(
     clock = time.perf_counter
     start = clock()
     for step in steps:
-        read = clock()
         lr = derived.lr(step.number)
         for group in optimizer.param_groups:
             group["lr"] = lr
         # Randomness of the model (dropout) is a function of (seed, step, rank): resume needs no state.
-        torch.manual_seed((derived.recipe.seed << 40) + (step.number << 16) + comm.rank)
+        torch.manual_seed(_mixed(derived.recipe.seed, step.number, comm.rank))
         flat.buffer.zero_()
+        waited = clock() - start
+        asked = clock()
         for tensors in step.micro_batches:
+            waited += clock() - asked
             loss = app.loss(model, *tensors) / step.samples
             loss.backward()
             flat.loss += loss.detach()
+            asked = clock()
         flat.asked.copy_(torch.tensor(asks()))
         computed = clock()
         comm.sum_(flat.buffer)
@@ -146,12 +150,17 @@ def train(
         optimizer.step()
         end = clock()
         timing.samples += step.samples
-        timing.input += read - start
-        timing.compute += computed - read
+        timing.input += waited
+        timing.compute += computed - start - waited
         timing.exchange += exchanged - computed
         timing.update += end - exchanged
         yield Done(step.number + 1, lr, loss_now, norm_now, stop > 0, save > 0)
         start = clock()
+
+
+def _mixed(*numbers: int) -> int:
+    """One 64-bit seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def evaluate(app: Application, model: nn.Module, batches: Iterator[tuple[Tensor, ...]], comm: Comm) -> dict[str, float]:

@@ -21,7 +21,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -33,20 +33,9 @@ def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
 
 # Imports point downward only: each of these names nothing to its right.
 LAYERS = [
-    "cli",
-    "sweep",
-    "single_run",
-    "runfolder",
-    "trainer",
-    "apps",
-    "models",
-    "optim",
-    "data",
-    "comm",
-    "recipe",
-    "schedule",
-    "legw",
-]
+    "cli", "doctor", "sweep", "figures", "single_run", "runfolder", "checkpoint", "trainer", "apps", "models", "optim", "device",
+    "data", "comm", "runlog", "launcher", "recipe", "strict", "schedule", "legw", "errors",
+]  # fmt: skip
 
 
 def test_imports_point_downward() -> None:

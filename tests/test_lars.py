@@ -66,6 +66,15 @@ def test_trust_ratio_is_a_function_of_two_norms() -> None:
     assert q.tolist() == pytest.approx([0.005 / 1.5, 1.0, 1.0])
 
 
+@pytest.mark.parametrize(("lr", "factor"), [(0.1, 1 / 30), (0.001, 1.0)], ids=["q below lr", "q above lr"])
+def test_larc_clip(lr: float, factor: float) -> None:
+    """By hand: ||w|| 5, ||g|| 1, wd 0.1: q = 0.001 x 5 / 1.5 = 1/300; the factor is min(q/lr, 1)."""
+    w = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    w.grad = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    LARS([w], lr=lr, momentum=0.9, weight_decay=0.1, variant="timm", clip=True).step()
+    assert w.tolist() == pytest.approx([3 - lr * factor * 1.3, 4 - lr * factor * 0.4], abs=1e-12)
+
+
 def tensors(seed: int, channels_last: bool = False) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(7,), (5, 3), (8, 4, 3, 3), (1,), (300, 301)]
@@ -80,7 +89,7 @@ options = st.fixed_dictionaries(
         "variant": st.sampled_from(["paper", "timm", "nus"]),
         "denominator": st.sampled_from(["sum", "norm"]),
         "eps": st.sampled_from([0.0, 1e-5]),
-        "clip": st.sampled_from([None, 1e-3]),
+        "clip": st.booleans(),
         "weight_decay": st.sampled_from([0.0, 0.05]),
         "momentum": st.sampled_from([0.0, 0.9]),
         "eta": st.sampled_from([0.001, 0.02]),
@@ -189,7 +198,6 @@ BAD = [
     {"weight_decay": -1.0},
     {"eta": math.inf},
     {"eps": -1e-9},
-    {"clip": -1.0},
     {"variant": "mlperf2"},
     {"denominator": "product"},
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legw_hpc.data import order
-from legw_hpc.data.loader import Step, ahead, evaluation_batches, train_steps
+from legw_hpc.data.loader import AHEAD, Step, ahead, evaluation_batches, train_steps
 from legw_hpc.data.shards import Shards
 
 CPU = torch.device("cpu")
@@ -59,8 +61,15 @@ def numbers(data: Shards, samples: np.ndarray) -> tuple[torch.Tensor, ...]:  # t
 
 
 def steps(data: Shards, rank: int = 0, size: int = 1, first: int = 0, last: int = 9, micro: int = 20) -> list[Step]:
-    return list(
-        train_steps(data, numbers, batch=96, micro_batch=micro, seed=3, first=first, last=last, rank=rank, size=size, device=CPU)
+    """With their micro-batches taken in time."""
+    return [
+        dataclasses.replace(step, micro_batches=list(step.micro_batches)) for step in lazy(data, rank, size, first, last, micro)
+    ]  # type: ignore[arg-type]
+
+
+def lazy(data: Shards, rank: int, size: int, first: int, last: int, micro: int) -> Iterator[Step]:
+    return train_steps(
+        data, numbers, batch=96, micro_batch=micro, seed=3, first=first, last=last, rank=rank, size=size, device=CPU
     )
 
 
@@ -93,6 +102,28 @@ def test_evaluation_sees_every_sample_once(shards: Path, size: int) -> None:
         for i in tensor.tolist()
     ]
     assert seen == list(range(101))
+
+
+def test_micro_batches_that_are_left_do_not_reach_the_next_step(shards: Path) -> None:
+    data = Shards(shards, "train")
+    numbers_seen = [(step.number, step.samples) for step in lazy(data, 0, 1, 0, 5, 20)]
+    assert numbers_seen == [(0, 96), (1, 96), (2, 96), (3, 12), (4, 96)]
+
+
+def test_memory_does_not_grow_with_the_batch(shards: Path) -> None:
+    """No more than AHEAD micro-batches are read before the first is taken."""
+    read = []
+
+    def decode(data: Shards, samples: np.ndarray) -> tuple[torch.Tensor, ...]:  # type: ignore[type-arg]
+        read.append(len(samples))
+        return (torch.zeros(1),)
+
+    data = Shards(shards, "train")
+    loop = train_steps(data, decode, batch=300, micro_batch=2, seed=1, first=0, last=1, rank=0, size=1, device=CPU)
+    next(next(loop).micro_batches)
+    time.sleep(0.3)
+    assert len(read) <= AHEAD + 3
+    loop.close()
 
 
 def readers() -> list[threading.Thread]:

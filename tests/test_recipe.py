@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from legw_hpc import recipe as recipe_names
+from legw_hpc.apps import APPLICATIONS
 from legw_hpc.errors import InputError
+from legw_hpc.optim import SOLVERS
 from legw_hpc.recipe import RECIPES, available, derive, load
 from tests.conftest import Cli
 
@@ -80,6 +83,11 @@ def test_overrides_are_toml(tmp_path: Path) -> None:
     assert derive(recipe).schedule(15.0) == pytest.approx(0.1 * recipe.baseline.lr)
 
 
+def test_the_names_that_recipes_know_are_those_of_the_code() -> None:
+    assert list(recipe_names.SOLVERS) == list(SOLVERS)
+    assert list(recipe_names.APPLICATIONS) == list(APPLICATIONS)
+
+
 def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
@@ -118,6 +126,10 @@ BAD = [
     (["checkpoint.keep=0"], ["keep", "0"]),
     (["out={date}"], ["date", "{batch}"]),
     (["8192"], ["8192", "key=value"]),
+    (["solver=lion"], ["lion", "momentum"]),
+    (["application=mnist"], ["mnist", "mnist-lstm"]),
+    (["batch=60000", "epochs=0.4", "scheme=none"], ["0.4", "no step"]),
+    (["decay=multi-step", "decays.multi-step.factor=-1"], ["factor", "-1"]),
     (["=8"], ["key=value"]),
 ]
 

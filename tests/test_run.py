@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from legw_hpc import runlog
+from legw_hpc.data.sources import synthetic
 from tests.conftest import Cli
 
 
@@ -125,6 +126,28 @@ def test_a_damaged_checkpoint_is_passed_over(cli: Cli, arguments: list[str], who
     assert_same_bits(whole, run)
 
 
+def test_a_damaged_checkpoint_does_not_outlive_whole_ones(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """Resumed from step 4 past a damaged 9, with keep=1: the checkpoint of step 6 must stay."""
+    run = tmp_path / "r"
+    words = [*arguments, "out=r", "checkpoint.keep=1"]
+    assert cli("train", *words, "checkpoint.keep=2", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
+    DAMAGE["truncated"](run / "checkpoints" / "step-00000009.pt")
+    assert cli("train", *words, "max_steps=8").returncode == 0
+    assert cli("train", *words, "max_steps=10").returncode == 0
+    assert "resumed after step 10" in cli("train", *words, "max_steps=11").stdout
+
+
+def test_other_data_in_the_same_folder_is_another_run(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    synthetic.write(tmp_path / "other", (28, 28), 10, 300, 101, seed=1)
+    assert cli("train", *arguments, "out=r", "max_steps=2").returncode == 0
+    done = cli("train", *arguments, "out=r", f"data.dir={tmp_path / 'other'}")
+    assert (done.returncode, "holds a run with data" in done.stderr) == (2, True)
+
+
+def test_a_seed_may_be_any_whole_number(cli: Cli, arguments: list[str]) -> None:
+    assert cli("train", *arguments, "seed=20261122123456", "max_steps=2", "out=r").returncode == 0
+
+
 def test_only_the_newest_checkpoints_stay(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
     assert cli("train", *arguments, "out=r", "checkpoint.every_steps=5", "checkpoint.keep=3", "max_steps=22").returncode == 0
     names = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
@@ -133,14 +156,14 @@ def test_only_the_newest_checkpoints_stay(cli: Cli, arguments: list[str], tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_leaves_a_checkpoint_and_says_resume(arguments: list[str], tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-m", "legw_hpc", "train", *arguments, "epochs=60", "out=r"]
+    command = [sys.executable, "-m", "legw_hpc", "train", *arguments, "epochs=4000", "out=r"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_steps(tmp_path / "r")
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 85, said
     assert "Traceback" not in said
-    found = re.search(r"after step (\d+) of 240; the same command goes on", said)
+    found = re.search(r"after step (\d+) of 16000; the same command goes on", said)
     assert found
     assert (tmp_path / "r" / "checkpoints" / f"step-{int(found[1]):08d}.pt").exists()
 
@@ -237,6 +260,12 @@ def test_a_sweep_skips_what_is_finished(cli: Cli, arguments: list[str], tmp_path
     again = cli(*words)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("log.jsonl")} == before
     assert table in again.stdout
+
+
+def test_a_sweep_does_not_show_another_recipes_numbers(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    assert cli("sweep", *arguments, "max_steps=2", "--to", "s").returncode == 0
+    again = cli("sweep", *arguments, "max_steps=2", "baseline.lr=0.9", "--to", "s")
+    assert (again.returncode, "baseline.lr" in again.stderr) == (2, True)
 
 
 def test_a_diverged_cell_does_not_stop_a_sweep(cli: Cli, arguments: list[str], tmp_path: Path) -> None:

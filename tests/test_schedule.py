@@ -117,6 +117,12 @@ BAD = {
     "decay value unknown": lambda: decay_from("poly", exponent=2),
     "poly origin unknown": lambda: Poly(origin="end"),
     "poly power zero": lambda: Poly(power=0),
+    "poly power text": lambda: decay_from("poly", power="2"),
+    "factor negative": lambda: MultiStep(factor=-1),
+    "factor NaN": lambda: Exponential(factor=math.nan),
+    "milestones not a list": lambda: decay_from("multi-step", milestones=30),
+    "milestone text": lambda: MultiStep(("30",)),  # type: ignore[arg-type]
+    "hold NaN": lambda: Exponential(hold_epochs=math.nan),
 }
 
 

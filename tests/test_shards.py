@@ -121,6 +121,15 @@ OPENING = {  # found when the folder is opened
     "index of something else": (lambda d: (d / INDEX).write_text("[]"), [INDEX]),
     "index of version 2": (lambda d: rewrite_index(d, lambda i: i.update(version=2)), ["version 2", "version 1"]),
     "index without fields": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].pop("fields")), ["damaged", "fields"]),
+    "index without a file": (
+        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].pop("file")),
+        ["damaged", "file"],
+    ),
+    "index without sums": (
+        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].pop("sha256")),
+        ["damaged", "sha256"],
+    ),
+    "splits are a list": (lambda d: rewrite_index(d, lambda i: i["splits"].update(train=[])), ["damaged"]),
     "index counts wrong": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].update(count=99)), ["99", "20"]),
     "index leads outside": (
         lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].update(file="../x.h5")),
@@ -163,7 +172,7 @@ def test_a_label_out_of_range_is_found_though_its_checksum_is_right(tmp_path: Pa
     write(tmp_path / "d", samples(5))
     rewrite_index(tmp_path / "d", lambda i: i["splits"]["train"]["fields"]["label"].update(classes=1))
     with pytest.raises(InputError, match="out of range for 1 classes"):
-        verify(tmp_path / "d")
+        Shards(tmp_path / "d", "train")
 
 
 def wrong(**changed: Any) -> dict[str, Any]:

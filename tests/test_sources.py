@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -70,29 +71,27 @@ def test_bad_idx_is_refused_and_nothing_written(source: Path, tmp_path_factory: 
     assert not out.exists()
 
 
-def test_download_is_checked_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
-    fetched = []
-
-    def fetch(name: str) -> bytes:
-        fetched.append(name)
-        return name.encode()
-
-    monkeypatch.setattr(mnist, "_fetch", fetch)
-    with pytest.raises(InputError, match="MD5"):
-        mnist.download(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(mnist, "MD5", {name: hashlib.md5(f"{name}.gz".encode()).hexdigest() for name in mnist.MD5})
-    mnist.download(tmp_path)
-    mnist.download(tmp_path)
-    assert len(fetched) == 1 + 4
+def test_download_takes_the_mirror_that_has_the_published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two local mirrors: one with damaged files, one with good ones; a second call fetches nothing."""
+    mirrors = [tmp_path / "damaged", tmp_path / "good"]
+    for mirror in mirrors:
+        mirror.mkdir()
+        for name in mnist.MD5:
+            (mirror / f"{name}.gz").write_bytes(mirror.name.encode() + name.encode())
+    sums = {name: hashlib.md5((mirrors[1] / f"{name}.gz").read_bytes()).hexdigest() for name in mnist.MD5}
+    monkeypatch.setattr(mnist, "MD5", sums)
+    monkeypatch.setattr(mnist, "MIRRORS", tuple(f"file://{mirror}/" for mirror in mirrors))
+    mnist.download(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.gz" for name in sums)
+    monkeypatch.setattr(mnist, "MIRRORS", ())
+    mnist.download(tmp_path / "out")
 
 
-def test_no_mirror_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_mirror_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist, "MIRRORS", ("http://127.0.0.1:9/",))
     with pytest.raises(InputError, match="--source"):
-        mnist._fetch("x.gz")
+        mnist.download(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (7,), (3, 8, 8)])

@@ -69,7 +69,7 @@ def test_clipping_bounds_the_averaged_gradient(shards: Path) -> None:
     torch.manual_seed(0)
     start = APP.model()
     moved = [
-        sum(float((a - b).norm() ** 2) for a, b in zip(model.parameters(), start.parameters(), strict=True)) ** 0.5
+        sum(float((a - b).detach().norm() ** 2) for a, b in zip(model.parameters(), start.parameters(), strict=True)) ** 0.5
         for model in (free, clipped)
     ]
     assert moved[1] <= 0.1 * 1e-4 * (1 + 1.9 + 2.71) < moved[0]
@@ -116,7 +116,7 @@ def test_divergence_names_step_epoch_and_lr(broken: str) -> None:
 
     model = Broken()
     app = dataclasses.replace(APP, loss=lambda m, x: m(x))
-    steps = iter(Step(i, 1, [(torch.tensor([float(i)]),)]) for i in range(5))
+    steps = iter(Step(i, 1, iter([(torch.tensor([float(i)]),)])) for i in range(5))
     loop = train(app, model, torch.optim.SGD(model.parameters(), 0.1), steps, derived(), Serial(), timing=Timing())
     assert [next(loop).step for _ in range(3)] == [1, 2, 3]
     with pytest.raises(Diverged, match=r"step 3 \(epoch 0\.750, lr 0\.0"):

@@ -30,9 +30,11 @@ class Comm:
         rank, size: this rank of all.
         local_rank, local_size: the same among the ranks of this node.
         node: the host name.
+        gpu: whether it can sum tensors that are on a GPU.
     """
 
     name = "none"
+    gpu = True
     rank = 0
     size = 1
     local_rank = 0
@@ -140,21 +142,21 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
         if launch.size > 1:
             raise InputError(f"comm=serial, but the launcher ({launch.launcher}) started {launch.size} ranks")
         return Serial()
+    kind: type[Any]
     try:
         if backend == "mpi":
-            from legw_hpc.comm.mpi import Mpi
-
-            return Mpi(launch)
-        from legw_hpc.comm.horovod import Horovod
-
-        return Horovod(launch)
-    except ImportError as error:
+            from legw_hpc.comm.mpi import Mpi as kind
+        else:
+            from legw_hpc.comm.horovod import Horovod as kind
+    except (ImportError, RuntimeError, OSError) as error:  # mpi4py without an MPI library raises a RuntimeError
         wanted = "mpi4py" if backend == "mpi" else "Horovod"
         way_out = "" if backend == "mpi" else ", or choose comm=mpi to exchange by mpi4py alone"
         raise InputError(
             f"the launcher ({launch.launcher}) started {launch.size} ranks, but {wanted} cannot be imported "
             f"({error}): run `make setup`{way_out}"
         ) from None
+    connected: Comm = kind(launch)
+    return connected
 
 
 def check_counts(launch: Launch, **counts: int) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 # default never ends.  Read when it starts, so set before; a value of the user's wins.
 os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "600")  # assumed: longer than any checkpoint
 
-# mpi4py first: it starts MPI with MPI_THREAD_MULTIPLE, which Horovod's background thread needs, and
-# its count of ranks is the second opinion.  Horovod alone works too.
+import horovod.torch as hvd
+
+# Imported after Horovod, which starts nothing yet, and before hvd.init(): mpi4py starts MPI with
+# MPI_THREAD_MULTIPLE, which Horovod's background thread needs, and its count of ranks is the second
+# opinion.  Horovod alone works too.
 try:
     from mpi4py import MPI
-except ImportError:
+except (ImportError, RuntimeError):
     MPI = None  # type: ignore[assignment]
 
-import horovod.torch as hvd
 import torch
 from torch import Tensor
 
@@ -35,6 +37,7 @@ class Horovod(Comm):
         hvd.init()
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self.gpu = bool(hvd.nccl_built())
         counts = {"Horovod": self.size} | ({} if MPI is None else {"MPI": MPI.COMM_WORLD.size})
         check_counts(launch, **counts)
 

@@ -14,6 +14,7 @@ class Mpi(Comm):
     """`MPI_Allreduce` in place on one flat buffer."""
 
     name = "mpi"
+    gpu = False
 
     def __init__(self, launch: Launch):
         super().__init__()

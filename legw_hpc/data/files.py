@@ -43,7 +43,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, for the owner and group to write.
+    """Make a folder and its parents, and see that it can be written.
 
     Raises:
         InputError: it cannot be made or written.

@@ -77,6 +77,8 @@ def read_index(folder: Path) -> dict[str, Any]:
                 raise InputError(f"{path}: count is {entry['count']}, its shards hold {total}")
             for value in entry["fields"].values():
                 field_from(value)
+            for value in entry["shards"]:
+                shard_from(folder, value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged index: {type(error).__name__} {error}") from None
     return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -16,8 +17,9 @@ from torch import Tensor
 from legw_hpc.data import order
 from legw_hpc.data.shards import Shards
 
-# Steps read ahead (assumed): one being trained on, one ready, one being read.
-AHEAD = 2
+# Micro-batches read ahead: enough to cover one slow read, few enough that memory does not grow with the
+# global batch (assumed).
+AHEAD = 8
 
 # The samples that a micro-batch reads, and what becomes of them: (data, sample numbers) -> tensors.
 Decode = Callable[[Any, NDArray[np.int64]], tuple[Tensor, ...]]
@@ -30,13 +32,13 @@ class Step:
     Attributes:
         number: the step, counted from 0 over the whole run.
         samples: the samples of the global batch, over all ranks.
-        micro_batches: this rank's; may be empty at the end of an epoch, when there are more ranks than
-            samples left.
+        micro_batches: this rank's, to be taken before the next step; there may be none at the end of
+            an epoch, when there are more ranks than samples left.
     """
 
     number: int
     samples: int
-    micro_batches: list[tuple[Tensor, ...]]
+    micro_batches: Iterator[tuple[Tensor, ...]]
 
 
 def train_steps(
@@ -66,7 +68,8 @@ def train_steps(
     """
     per_epoch = order.steps_per_epoch(len(data), batch)
 
-    def read() -> Iterator[Step]:
+    def read() -> Iterator[Any]:
+        """For each step its number, size and count of micro-batches, then those."""
         epoch, samples = -1, np.empty(0, np.int64)
         for number in range(first, last):
             if number // per_epoch != epoch:
@@ -75,10 +78,19 @@ def train_steps(
             whole = order.global_batch(samples, number % per_epoch, batch)
             mine = order.part(len(whole), rank, size)
             parts = order.pieces(whole[mine.start : mine.stop], micro_batch)
-            yield Step(number, len(whole), [_stage(decode(data, part), device) for part in parts])
+            yield number, len(whole), len(parts)
+            for part in parts:
+                yield _stage(decode(data, part), device)
 
-    for step in ahead(read()):
-        yield Step(step.number, step.samples, [_arrive(tensors, device) for tensors in step.micro_batches])
+    stream = ahead(read())
+    try:
+        for number, count, parts in stream:
+            micro_batches = (_arrive(tensors, device) for tensors in itertools.islice(stream, parts))
+            yield Step(number, count, micro_batches)
+            for _ in micro_batches:  # what the caller left
+                pass
+    finally:
+        stream.close()
 
 
 def evaluation_batches(

@@ -58,7 +58,7 @@ class Shards:
         self.fields = {name: field_from(value) for name, value in entry["fields"].items()}
         self.shards = [shard_from(self.folder, value) for value in entry["shards"]]
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
-        self._data = [self._open(shard) for shard in self.shards]
+        self._data = [self._open_whole(shard) for shard in self.shards]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -97,6 +97,17 @@ class Shards:
             return np.take(values, samples, axis=0)
         unique, back = np.unique(samples, return_inverse=True)  # h5py wants rising indices
         return values[unique][back]
+
+    def _open_whole(self, shard: Shard) -> dict[str, Any]:
+        path = self.folder / shard.file
+        try:
+            data = self._open(shard)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # HDF5's many words for damage
+            raise InputError(f"{path}: damaged: {type(error).__name__} {error}") from None
+        for name, field in self.fields.items():
+            if field.classes is not None:  # a wrong label would end the training in the loss
+                check_labels(str(path), name, field, data[name][...])
+        return data
 
     def _open(self, shard: Shard) -> dict[str, Any]:
         path = self.folder / shard.file

@@ -64,7 +64,8 @@ class LARS(Optimizer):
         eps: added to the denominator (0 in the paper).
         variant: "paper", "timm" or "nus"; see above.
         denominator: "sum" for ||g|| + wd ||w|| (the paper), "norm" for ||g + wd w|| (optax, VISSL).
-        clip: None, or the largest step scale: q is at most clip / lr (1 is apex LARC's clip).
+        clip: as apex's LARC clips by default: the factor is min(q / lr, 1) in place of q, so that a
+            tensor's own rate is q, and at most lr.
 
     Raises:
         ValueError: a negative or not finite number, or an unknown variant or denominator.
@@ -80,10 +81,9 @@ class LARS(Optimizer):
         eps: float = 0.0,
         variant: str = "paper",
         denominator: str = "sum",
-        clip: float | None = None,
+        clip: bool = False,
     ):
         numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "eps": eps}
-        numbers |= {} if clip is None else {"clip": clip}
         for name, value in numbers.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, not {value}")
@@ -139,8 +139,8 @@ def _ratios(weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any
         gradient_norm = torch.stack(torch._foreach_norm(gradients))
         below = torch.where(gradient_norm > 0, gradient_norm + wd * weight_norm, 0.0)
     q = trust_ratio(weight_norm, torch.where(below > 0, below + group["eps"], 0.0), group["eta"])
-    if group["clip"] is not None and group["lr"] > 0:
-        q = q.clamp(max=group["clip"] / group["lr"])
+    if group["clip"] and group["lr"] > 0:
+        q = (q / group["lr"]).clamp(max=1.0)
     return q
 
 

@@ -19,7 +19,7 @@ def lars_step(
     eps: float = 0.0,
     variant: str = "paper",
     denominator: str = "sum",
-    clip: float | None = None,
+    clip: bool = False,
     adapt: bool = True,
 ) -> None:
     """Update weights and momentum buffers in place; the arguments are those of `lars.LARS`."""
@@ -31,8 +31,8 @@ def lars_step(
             below = norm_g + weight_decay * norm_w if denominator == "sum" else torch.linalg.vector_norm(d)
             if norm_w > 0 and (norm_g > 0 if denominator == "sum" else below > 0):
                 q = eta * norm_w / (below + eps)
-            if clip is not None and lr > 0:
-                q = min(q, clip / lr)
+            if clip and lr > 0:
+                q = min(q / lr, 1.0)
         if variant == "paper":
             v.copy_(momentum * v + lr * q * d)
             w.copy_(w - v)

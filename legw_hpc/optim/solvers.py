@@ -82,7 +82,7 @@ def parameter_groups(model: nn.Module, exempt: bool = True) -> list[dict[str, An
     """The model's parameters in two groups: those that decay and adapt, and those that do not.
 
     Biases and normalisation parameters, that is every tensor of at most one dimension, take no
-    weight decay and a trust ratio of 1, as in every published large-batch recipe.
+    weight decay and a trust ratio of 1, as in MLPerf's and Goyal's recipes.
 
     Args:
         model: its trainable parameters are taken.

@@ -82,3 +82,19 @@ def other_rank_other_seed(arguments: list[str]) -> str:
     except InputError as error:
         return str(error)
     return "trained"
+
+
+def misbehave(how: str) -> None:
+    """Rank 1 fails in one of the ways that a rank can."""
+    import os
+    import signal
+    import time
+
+    from legw_hpc.launcher import launched
+
+    if launched().rank == 1:
+        if how == "raises":
+            raise RuntimeError("on purpose")
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import math
 import struct
 import urllib.error
@@ -109,29 +110,31 @@ def download(folder: Path) -> None:
     """Fetch the four .gz files from a public mirror, each checked; files already there are kept.
 
     Raises:
-        InputError: no mirror answers, or a file's MD5 is not the published one.
+        InputError: no mirror has the file with its published MD5.
     """
     make_folder(folder)
     for name, md5 in MD5.items():
         target = folder / f"{name}.gz"
         if target.exists() and hashlib.md5(target.read_bytes()).hexdigest() == md5:
             continue
-        data = _fetch(f"{name}.gz")
-        found = hashlib.md5(data).hexdigest()
-        if found != md5:
-            raise InputError(f"{name}.gz: MD5 of the download is {found}, published is {md5}")
+        data = _fetch(f"{name}.gz", md5)
         with written_whole(target) as path:
             path.write_bytes(data)
 
 
-def _fetch(name: str) -> bytes:
+def _fetch(name: str, md5: str) -> bytes:
     errors = []
     for mirror in MIRRORS:
         try:
             with urllib.request.urlopen(mirror + name, timeout=60) as reply:
-                return bytes(reply.read())
-        except (urllib.error.URLError, OSError) as error:
+                data = bytes(reply.read())
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             errors.append(f"{mirror}: {error}")
+            continue
+        found = hashlib.md5(data).hexdigest()
+        if found == md5:
+            return data
+        errors.append(f"{mirror}: MD5 {found}, published is {md5}")
     raise InputError(f"cannot download {name} ({'; '.join(errors)}); fetch the four files elsewhere and use --source DIR")
 
 
