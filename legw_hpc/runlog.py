@@ -67,13 +67,18 @@ class RunLog:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; a torn last line is left out.  Empty if there is no log."""
-    lines = []
     try:
         text = (folder / LOG).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise InputError(f"{folder / LOG}: cannot be read: {error.strerror}") from None
+    return parse(text)
+
+
+def parse(text: str) -> list[dict[str, Any]]:
+    """The lines of a log's text; a torn last line is left out."""
+    lines = []
     for line in text.splitlines():
         try:
             lines.append(json.loads(line))
