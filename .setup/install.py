@@ -115,6 +115,8 @@ def settings() -> str:
 
 
 def main() -> None:
+    if sys.version_info < (3, 10):  # noqa: UP036  this script is what an older interpreter runs into
+        sys.exit(f"Python {sys.version.split()[0]} is too old: 3.10 or later is needed\nremedy: make PYTHON=/path/to/python3")
     remember()
     stamp = VENV / ".ready"
     wanted = settings()

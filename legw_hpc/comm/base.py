@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -176,3 +177,9 @@ def check_counts(launch: Launch, **counts: int) -> None:
 def as_bytes(data: bytes) -> Tensor:
     """uint8 [len(data)], writable."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def split(data: bytes, counts: list[int]) -> list[bytes]:
+    """Gathered bytes, cut into those of each rank; `counts` in the order of the ranks."""
+    ends = itertools.accumulate(counts)
+    return [data[end - count : end] for end, count in zip(ends, counts, strict=True)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 # A rank that dies or stalls must not burn the allocation: Horovod warns of a stall after 60 s and by
 # default never ends.  Read when it starts, so set before; a value of the user's wins.
 os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "600")  # assumed: longer than any checkpoint
 
+import horovod
 import horovod.torch as hvd
 
 # Imported after Horovod, which starts nothing yet, and before hvd.init(): mpi4py starts MPI with
@@ -23,7 +23,7 @@ except (ImportError, RuntimeError):
 import torch
 from torch import Tensor
 
-from legw_hpc.comm.base import Comm, as_bytes, check_counts
+from legw_hpc.comm.base import Comm, as_bytes, check_counts, split
 from legw_hpc.launcher import Launch
 
 
@@ -51,8 +51,7 @@ class Horovod(Comm):
     def gather_bytes(self, data: bytes) -> list[bytes]:
         counts = hvd.allgather(torch.tensor([len(data)]), name="gather.counts").tolist()
         out = hvd.allgather(as_bytes(data), name="gather.data").numpy().tobytes() if any(counts) else b""
-        ends = [sum(counts[: rank + 1]) for rank in range(self.size)]
-        return [out[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        return split(out, counts)
 
     def close(self) -> None:
         hvd.shutdown()
@@ -64,18 +63,5 @@ class Horovod(Comm):
 
 
 def facts() -> dict[str, Any]:
-    """How this Horovod was built, for `doctor` and the run log."""
-    ask: dict[str, Callable[[], Any]] = {
-        "mpi": hvd.mpi_built,
-        "nccl": hvd.nccl_built,
-        "cuda": hvd.cuda_built,
-        "gloo": hvd.gloo_built,
-    }
-    return {"version": horovod_version(), **{name: bool(built()) for name, built in ask.items()}}
-
-
-def horovod_version() -> str:
-    """Horovod's own version."""
-    import horovod
-
-    return str(horovod.__version__)
+    """How this Horovod was built, for `doctor`."""
+    return {"version": horovod.__version__, "mpi": bool(hvd.mpi_built()), "nccl": bool(hvd.nccl_built())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpi4py import MPI
 from torch import Tensor
 
-from legw_hpc.comm.base import Comm, check_counts
+from legw_hpc.comm.base import Comm, check_counts, split
 from legw_hpc.errors import InputError
 from legw_hpc.launcher import Launch
 
@@ -37,8 +37,7 @@ class Mpi(Comm):
         counts = self._world.allgather(len(data))
         out = bytearray(sum(counts))
         self._world.Allgatherv([data, MPI.BYTE], [out, counts, MPI.BYTE])
-        ends = [sum(counts[: rank + 1]) for rank in range(self.size)]
-        return [bytes(out[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+        return split(bytes(out), counts)
 
     def abort(self, code: int) -> None:
         self._world.Abort(code)
