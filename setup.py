@@ -17,6 +17,9 @@ setup(
         "torch>=2.4",  # the fused SGD kernel for CPUs
         "numpy>=1.24",
         "h5py>=3.8",
+        "simplejpeg>=1.7",
+        "opencv-python-headless>=4.8",
+        "pillow>=10",
         "tqdm>=4.60",
         "matplotlib>=3.7",
         "tomli>=2; python_version < '3.11'",

@@ -75,6 +75,8 @@ def parser() -> argparse.ArgumentParser:
     data = command(
         "data", "make or check HDF5 shards",
         "  legw-hpc data mnist --source DIR --out data/mnist\n  legw-hpc data mnist --download\n"
+        "  legw-hpc data ptb --source DIR\n  legw-hpc data imagenet --source DIR --workers 32\n"
+        "  legw-hpc data cifar10 --source cifar-10-binary.tar.gz\n"
         "  legw-hpc data synthetic --shape 28,28 --classes 10 --train 60000 --test 10000 --out data/synthetic\n"
         "  legw-hpc data verify data/mnist",
     )  # fmt: skip
@@ -95,22 +97,54 @@ def _recipe_arguments(command: argparse.ArgumentParser) -> None:
 
 def _data_arguments(data: argparse.ArgumentParser) -> None:
     sources = data.add_subparsers(dest="source_name", metavar="SOURCE", required=True)
-    mnist = sources.add_parser("mnist", help="MNIST from its four IDX files", allow_abbrev=False)
+
+    def source(name: str, summary: str) -> argparse.ArgumentParser:
+        made = sources.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        made.add_argument("--out", type=Path, default=Path("data") / name, help=f"data folder to make (default: data/{name})")
+        return made
+
+    def samples_per_shard(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
+
+    mnist = source("mnist", "MNIST from its four IDX files")
     where = mnist.add_mutually_exclusive_group(required=True)
     where.add_argument("--source", type=Path, help="folder with the IDX files, plain or .gz")
     where.add_argument("--download", action="store_true", help="fetch them from a public mirror, checked, into OUT/idx")
-    mnist.add_argument("--out", type=Path, default=Path("data/mnist"), help="data folder to make (default: data/mnist)")
-    mnist.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
-    synthetic = sources.add_parser("synthetic", help="random samples of any shape", allow_abbrev=False)
+    samples_per_shard(mnist)
+    ptb = source("ptb", "Penn Treebank words from ptb.train.txt, ptb.valid.txt and ptb.test.txt, checked")
+    ptb.add_argument("--source", type=Path, required=True, help="folder with the three files")
+    text = source("text", "any text in the layout of PTB: NAME.train.txt, NAME.valid.txt and NAME.test.txt")
+    text.add_argument("--source", type=Path, required=True, help="folder with the three files")
+    text.add_argument("--name", default="ptb", help="what the files' names begin with (default: ptb)")
+    for name, summary in (
+        ("imagenet", "ImageNet from class folders or its tar files, as JPEGs"),
+        ("images", "any train/CLASS/ and val/CLASS/ folders, as JPEGs"),
+    ):
+        images = source(name, summary)
+        images.add_argument("--source", type=Path, required=True, help="folder with train and val")
+        images.add_argument(
+            "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
+        )
+        images.add_argument("--shard-bytes", type=_positive, default=1 << 30, help="default: 1 GiB")
+        images.add_argument("--skip-broken", action="store_true", help="leave out images that do not decode, and name them")
+        if name == "imagenet":
+            images.add_argument(
+                "--val-labels", type=Path, help="lines of FILE CLASS, for validation images without class folders"
+            )
+    cifar10 = source("cifar10", "CIFAR-10 from the binary archive or from class folders (or a tar of them), decoded")
+    cifar10.add_argument("--source", type=Path, required=True, help="folder or archive")
+    samples_per_shard(cifar10)
+    small = source("small-images", "class folders of images of one small size, decoded")
+    small.add_argument("--source", type=Path, required=True, help="folder, or a tar of it")
+    small.add_argument("--size", type=_shape, required=True, metavar="H,W", help="pixels")
+    samples_per_shard(small)
+    synthetic = source("synthetic", "random samples of any shape")
     synthetic.add_argument("--shape", type=_shape, default=(28, 28), help="of a sample (default: 28,28)")
     synthetic.add_argument("--classes", type=_positive, default=10, help="default: 10")
     synthetic.add_argument("--train", type=_positive, default=60000, help="samples (default: 60000)")
     synthetic.add_argument("--test", type=_positive, default=10000, help="samples (default: 10000)")
     synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
-    synthetic.add_argument(
-        "--out", type=Path, default=Path("data/synthetic"), help="data folder to make (default: data/synthetic)"
-    )
-    synthetic.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
+    samples_per_shard(synthetic)
     verify = sources.add_parser("verify", help="read every sample and compare all checksums", allow_abbrev=False)
     verify.add_argument("folder", type=Path)
 
@@ -202,7 +236,6 @@ def _sweep(options: argparse.Namespace) -> None:
 def _data(options: argparse.Namespace) -> None:
     from legw_hpc.data.format import read_index
     from legw_hpc.data.shards import verify
-    from legw_hpc.data.sources import mnist, synthetic
 
     if launched().size > 1:
         raise errors.InputError(f"legw-hpc data is one process's work; the launcher started {launched().size}")
@@ -210,18 +243,37 @@ def _data(options: argparse.Namespace) -> None:
         counts = verify(options.folder)
         print(f"{options.folder}: whole: " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
         return
-    if options.source_name == "mnist":
-        source = options.source
-        if options.download:
-            source = options.out / "idx"
-            mnist.download(source)
-        mnist.convert(source, options.out, options.samples_per_shard)
-    else:
-        synthetic.write(
-            options.out, options.shape, options.classes, options.train, options.test, options.seed, options.samples_per_shard
-        )
+    _convert(options)
     splits = read_index(options.out)["splits"]
     print(f"{options.out}: " + ", ".join(f"{s} {e['count']:,} in {len(e['shards'])}" for s, e in splits.items()))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from legw_hpc.data.sources import cifar10, imagenet, images, mnist, small_images, synthetic, text
+
+    name, out = options.source_name, options.out
+    if name == "mnist":
+        if options.download:
+            mnist.download(out / "idx")
+        mnist.convert(out / "idx" if options.download else options.source, out, options.samples_per_shard)
+    elif name == "ptb":
+        text.convert_ptb(options.source, out)
+    elif name == "text":
+        text.convert(options.source, out, options.name)
+    elif name in ("imagenet", "images"):
+        how = {"workers": options.workers, "shard_bytes": options.shard_bytes, "skip_broken": options.skip_broken}
+        if name == "imagenet":
+            imagenet.convert(options.source, out, val_labels=options.val_labels, **how)
+        else:
+            images.convert(options.source, out, **how)
+    elif name == "cifar10":
+        cifar10.convert(options.source, out, options.samples_per_shard)
+    elif name == "small-images":
+        if len(options.size) != 2:
+            raise errors.InputError(f"--size is H,W, not {','.join(map(str, options.size))}")
+        small_images.convert(options.source, out, options.size, options.samples_per_shard)
+    else:
+        synthetic.write(out, options.shape, options.classes, options.train, options.test, options.seed, options.samples_per_shard)
 
 
 def _doctor(options: argparse.Namespace) -> None:

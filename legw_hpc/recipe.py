@@ -18,14 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from legw_hpc import strict
+from legw_hpc import steps, strict
 from legw_hpc.errors import InputError
 from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline, Scaled, scale
 from legw_hpc.schedule import Schedule, build, decay_from
 
 # The names alone, so that `plan` refuses an unknown one without torch; tests hold them equal to the code's.
-APPLICATIONS = ("mnist-lstm",)
+APPLICATIONS = ("mnist-lstm", "ptb-lstm", "resnet50", "resnet20")
 SOLVERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta", "lars")
+# Those with batch norm: the micro-batch decides what is normalised together, so it is part of the result.
+NORMALISED = ("resnet50", "resnet20")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 RECIPES = Path(__file__).parent / "recipes"
 SAMPLES = Path(__file__).parent / "data" / "sample"
@@ -38,15 +41,24 @@ class Data:
     Attributes:
         dir: a data folder; "package:NAME" is a sample that ships with this package.
         train_samples: declared, so that `plan` needs no data; a run refuses shards with another count.
+            Words, for a text.
+        window: words of each row that a step reads; 0 is samples drawn one by one, in random order.
     """
 
     dir: str
     train_samples: int
+    window: int = 0
 
     def folder(self) -> Path:
         """The data folder as a path."""
         kind, _, name = self.dir.partition(":")
         return SAMPLES / name if kind == "package" and name else Path(self.dir)
+
+    def steps_per_epoch(self, batch: int) -> int:
+        """Of batches of so many samples, or rows of a text."""
+        if self.window:
+            return steps.windows(self.train_samples, batch, self.window)
+        return steps.shuffled(self.train_samples, batch)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class Recipe:
         epochs: the length of the run.
         baseline: the tuned point.
         data: where the samples are.
-        batch: global batch, samples per step over all ranks; the baseline's by default.
+        options: of the application (apps/), such as the width of a network.
+        batch: global batch, samples (rows of a text) per step over all ranks; the baseline's by default.
         scheme: how learning rate and warmup follow the batch ("legw", "linear" ..., or "sqrt+none").
         fixed_warmup_epochs: the length of warmups that do not follow the batch.
         lr, warmup_epochs: explicit values; they win over the derived ones and are reported so.
@@ -80,7 +93,9 @@ class Recipe:
         solver: the optimizer; its options are in the table solvers.NAME.
         exempt: biases and normalisation parameters take no weight decay and no trust ratio.
         clip_norm: largest norm of the averaged gradient; 0 is no clipping.
-        micro_batch: samples through the model at once, on one rank; changes time, not the result.
+        precision: "fp32", or "bf16" or "fp16" by autocast.
+        micro_batch: samples through the model at once, on one rank; changes time, not the result, but
+            where there is batch norm.
         seed: of initialisation and order.
         eval_every: epochs between evaluations.
         max_steps: stop after so many steps of the run's own schedule; 0 is all.
@@ -88,6 +103,7 @@ class Recipe:
         comm: "auto", "serial", "horovod" or "mpi".
         device: "auto", "cpu" or "cuda".
         threads: per rank; 0 shares the cores of the node among its ranks.
+        input_threads: per rank, to decode images; 0 is as many as `threads`.
         log_every: seconds between lines of the run log.
     """
 
@@ -96,6 +112,7 @@ class Recipe:
     epochs: float
     baseline: Baseline
     data: Data
+    options: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 0
     scheme: str = "legw"
     fixed_warmup_epochs: float = FIXED_WARMUP_EPOCHS
@@ -107,6 +124,7 @@ class Recipe:
     solvers: Mapping[str, Any] = field(default_factory=dict)
     exempt: bool = True
     clip_norm: float = 0.0
+    precision: str = "fp32"
     micro_batch: int = 128
     seed: int = 1
     eval_every: float = 1.0
@@ -116,6 +134,7 @@ class Recipe:
     comm: str = "auto"
     device: str = "auto"
     threads: int = 0
+    input_threads: int = 0
     log_every: float = 5.0
 
     def out_folder(self) -> Path:
@@ -132,7 +151,8 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, flat, dotted: two runs in one folder must agree on it."""
-        told = {"out", "comm", "device", "threads", "log_every", "max_steps", "micro_batch", "checkpoint", "data.dir"}
+        told = {"out", "comm", "device", "threads", "input_threads", "log_every", "max_steps", "checkpoint", "data.dir"}
+        told |= set() if self.application in NORMALISED else {"micro_batch"}
         flat = strict.flatten(self.as_dict())
         return {key: value for key, value in flat.items() if key not in told and key.partition(".")[0] not in told}
 
@@ -204,17 +224,16 @@ class Derived:
         ]
 
 
-def derive(recipe: Recipe, train_samples: int | None = None) -> Derived:
+def derive(recipe: Recipe) -> Derived:
     """Learning rate, warmup and steps for the recipe's batch.
 
     Args:
         recipe: after all overrides.
-        train_samples: as counted in the shards; the declared number by default.
 
     Raises:
         InputError: what cannot be trained, with both numbers.
     """
-    samples = recipe.data.train_samples if train_samples is None else train_samples
+    samples = recipe.data.train_samples
     where = f"recipe {recipe.name}"
     if recipe.batch > samples:
         raise InputError(f"{where}: batch {recipe.batch} is larger than the training data, {samples} samples")
@@ -230,8 +249,10 @@ def derive(recipe: Recipe, train_samples: int | None = None) -> Derived:
         schedule = build(scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay, warmup_lr=recipe.baseline.lr)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
-    steps_per_epoch = -(-samples // recipe.batch)
-    last_batch = samples - (steps_per_epoch - 1) * recipe.batch
+    steps_per_epoch = recipe.data.steps_per_epoch(recipe.batch)
+    last_batch = recipe.batch if recipe.data.window else samples - (steps_per_epoch - 1) * recipe.batch
+    if steps_per_epoch < 1:
+        raise InputError(f"{where}: {samples} words in {recipe.batch} rows are less than a window of {recipe.data.window} a row")
     steps = round(recipe.epochs * steps_per_epoch)
     if steps < 1:
         raise InputError(f"{where}: {recipe.epochs:g} epochs of {steps_per_epoch} steps are no step at all")
@@ -273,7 +294,8 @@ def available() -> list[str]:
 def _check(recipe: Recipe) -> None:
     at_least = {
         "batch": 1, "micro_batch": 1, "max_steps": 0, "threads": 0, "clip_norm": 0, "seed": 0,
-        "data.train_samples": 1, "checkpoint.every_steps": 0, "checkpoint.every_minutes": 0, "checkpoint.keep": 1,
+        "data.train_samples": 1, "data.window": 0, "input_threads": 0, "checkpoint.every_steps": 0,
+        "checkpoint.every_minutes": 0, "checkpoint.keep": 1,
         "fixed_warmup_epochs": 0, "warmup_epochs": 0,
     }  # fmt: skip
     above = ("epochs", "eval_every", "lr", "log_every")
@@ -282,7 +304,7 @@ def _check(recipe: Recipe) -> None:
         value = flat[key]
         if value is not None and not (math.isfinite(value) and value >= least):
             raise InputError(f"recipe {recipe.name}: {key} must be at least {least}, not {value}")
-    known = {"application": APPLICATIONS, "solver": SOLVERS}
+    known = {"application": APPLICATIONS, "solver": SOLVERS, "precision": PRECISIONS}
     for key, names in known.items():
         if flat[key] not in names:
             raise InputError(f"recipe {recipe.name}: unknown {key} {flat[key]!r}: one of {', '.join(names)}")

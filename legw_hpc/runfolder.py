@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+import torch
+from torch import Tensor
 
 from legw_hpc import checkpoint, runlog
 from legw_hpc.comm import Comm
 from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.data.order import part
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import Recipe
 from legw_hpc.trainer import Timing
@@ -42,6 +43,7 @@ class RunFolder:
 
     def __init__(self, recipe: Recipe, data: str, comm: Comm):
         self.path, self._comm, self._keep = recipe.out_folder(), comm, recipe.checkpoint.keep
+        self._micro_batch = recipe.micro_batch
         with comm.together():
             if comm.rank == 0:
                 make_folder(self.path)
@@ -63,8 +65,14 @@ class RunFolder:
         found = self._comm.broadcast(ended)
         return None if found is None else dict(found)
 
-    def restore(self, model: nn.Module, optimizer: Optimizer, timing: Timing, say: Callable[[str], None]) -> int:
+    def restore(self, parts: Mapping[str, Any], timing: Timing, carried: list[Tensor], say: Callable[[str], None]) -> int:
         """Bring everything back to the newest whole checkpoint.
+
+        Args:
+            parts: what has a `load_state_dict`, by name.
+            timing: changed in place.
+            carried: filled with what this rank's micro-batches carry; see `trainer.train`.
+            say: told of damaged checkpoints.
 
         Returns:
             The steps done; 0 if there is no checkpoint.
@@ -73,20 +81,34 @@ class RunFolder:
         if state is None:
             self.log.cut(0)
             return 0
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, owner in parts.items():
+            owner.load_state_dict(state[name])
         vars(timing).update(state["timing"])
+        rows = state["carried"]
+        if rows is not None:
+            mine = part(len(rows), self._comm.rank, self._comm.size)
+            carried[:] = [piece.clone() for piece in rows[mine.start : mine.stop].split(self._micro_batch)]
         self.log.cut(state["log"])
         return int(state["step"])
 
-    def save(self, step: int, model: nn.Module, optimizer: Optimizer, timing: Timing) -> None:
+    def save(self, step: int, parts: Mapping[str, Any], timing: Timing, carried: list[Tensor]) -> None:
         """Write a checkpoint; every rank takes part, so that all hear of a full disk."""
+        rows = _all_rows(carried, self._comm)
         with self._comm.together():
             if self._comm.rank == 0:
                 self.log.sync()
-                state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"timing": dataclasses.asdict(timing), "log": self.log.position()}
+                state: dict[str, Any] = {name: owner.state_dict() for name, owner in parts.items()}
+                state |= {"timing": dataclasses.asdict(timing), "carried": rows, "log": self.log.position()}
                 checkpoint.save(self.path / "checkpoints", step, state, self._keep)
+
+
+def _all_rows(carried: list[Tensor], comm: Comm) -> Tensor | None:
+    """What the rows of the global batch carry, in their order; on every rank."""
+    if not carried:
+        return None
+    mine = torch.cat(carried).cpu().contiguous()
+    everyone = b"".join(comm.gather_bytes(mine.numpy().tobytes()))
+    return torch.frombuffer(bytearray(everyone), dtype=mine.dtype).view(-1, *mine.shape[1:])
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -21,11 +21,15 @@ from torch.optim import Optimizer
 
 from legw_hpc import apps, runlog
 from legw_hpc.comm import Comm, connect
+from legw_hpc.data import augment
 from legw_hpc.data.loader import evaluation_batches, train_steps
+from legw_hpc.data.order import Order, Shuffled, Windows
 from legw_hpc.data.shards import Shards
 from legw_hpc.device import check_distinct, choose_device, set_threads
 from legw_hpc.errors import EXIT_BUG, Diverged, InputError, Interrupted
+from legw_hpc.models.batch_norm import synchronise
 from legw_hpc.optim import parameter_groups, solver
+from legw_hpc.precision import Precision
 from legw_hpc.recipe import Derived, Recipe, derive
 from legw_hpc.runfolder import RunFolder
 from legw_hpc.trainer import Done, Timing, evaluate, train
@@ -84,39 +88,57 @@ class _Work:
     comm: Comm
     app: apps.Application
     training: Shards
-    test: Shards
+    evaluated: tuple[Shards, ...]
     derived: Derived
     device: torch.device
     threads: int
     model: nn.Module
     optimizer: Optimizer
+    precision: Precision
+    order: Order
 
 
 def _prepare(recipe: Recipe, comm: Comm) -> _Work:
     """Everything that can be wrong with the input is found here, before anything is written."""
     with comm.together():
-        app = apps.application(recipe.application)
-        training, test = _open(recipe, app, comm.size)
+        options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
+        app = apps.application(recipe.application, **options)
+        training, evaluated = _open(recipe, app, comm.size)
         derived = derive(recipe)
         device = choose_device(recipe.device, comm)
+        if recipe.precision == "fp16" and device.type != "cuda":
+            raise InputError(f"precision=fp16 is for GPUs; on {device} use bf16 or fp32")
         torch.manual_seed(recipe.seed)
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
     _agree(comm, recipe, training, model)
     check_distinct(device, comm)
+    synchronise(model, comm.sum_)
     threads = set_threads(recipe.threads, comm)
-    return _Work(recipe, comm, app, training, test, derived, device, threads, model, optimizer)
+    augment.set_threads(recipe.input_threads or threads)
+    precision = Precision(recipe.precision, device)
+    return _Work(recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, _order(recipe))
+
+
+def _order(recipe: Recipe) -> Order:
+    data = recipe.data
+    if data.window:
+        return Windows(data.train_samples, recipe.batch, data.window, recipe.seed)
+    return Shuffled(data.train_samples, recipe.batch, recipe.seed)
 
 
 def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
     recipe, comm, derived, model, optimizer = work.recipe, work.comm, work.derived, work.model, work.optimizer
     timing, log = Timing(), folder.log
-    done = folder.restore(model, optimizer, timing, print)
+    carried: list[torch.Tensor] = []
+    parts = {"model": model, "optimizer": optimizer, "precision": work.precision}
+    done = folder.restore(parts, timing, carried, print)
+    carried[:] = [tensor.to(work.device) for tensor in carried]
     _announce(work, folder, done)
     progress = runlog.Progress(derived.steps, done, comm.rank == 0)
     every = _Every(recipe, derived, comm.rank == 0)
     steps = train_steps(
-        work.training, work.app.decode, batch=recipe.batch, micro_batch=recipe.micro_batch, seed=recipe.seed,
+        work.training, work.app.decode, order=work.order, micro_batch=recipe.micro_batch, even=_together(recipe),
         first=done, last=derived.last, rank=comm.rank, size=comm.size, device=work.device,
     )  # fmt: skip
     metrics: dict[str, float] | None = None
@@ -124,7 +146,8 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
     try:
         with _stop_signals() as stopped:
             for at in train(
-                work.app, model, optimizer, steps, derived, comm, timing=timing, clip_norm=recipe.clip_norm,
+                work.app, model, optimizer, steps, derived, comm, timing=timing, carried=carried,
+                precision=work.precision, clip_norm=recipe.clip_norm,
                 asks=lambda: (stopped.is_set(), every.minutes_passed()),
             ):  # fmt: skip
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
@@ -135,7 +158,7 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
                 if every.evaluation_due(at.step) or ends:
                     metrics = _score(work, at.step, log, progress)
                 if at.save or at.stop or ends or every.checkpoint_due(at.step):
-                    folder.save(at.step, model, optimizer, timing)
+                    folder.save(at.step, parts, timing, carried)
                     every.checkpointed()
                 if at.stop and not ends:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
@@ -156,11 +179,15 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
 
 
 def _score(work: _Work, step: int, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
-    batches = evaluation_batches(
-        work.test, work.app.decode, micro_batch=work.recipe.micro_batch,
-        rank=work.comm.rank, size=work.comm.size, device=work.device,
-    )  # fmt: skip
-    metrics = evaluate(work.app, work.model, batches, work.comm)
+    """The metrics of every evaluated split; those of the first have no prefix."""
+    metrics: dict[str, float] = {}
+    for data in work.evaluated:
+        batches = evaluation_batches(
+            data, work.app.decode, items=work.app.items(len(data)), micro_batch=work.recipe.micro_batch,
+            rank=work.comm.rank, size=work.comm.size, device=work.device,
+        )  # fmt: skip
+        found = evaluate(work.app, work.model, batches, work.comm, work.precision)
+        metrics |= {name if data is work.evaluated[0] else f"{data.split}_{name}": value for name, value in found.items()}
     epoch = round(step / work.derived.steps_per_epoch, 4)
     log.write("eval", step=step, epoch=epoch, **metrics)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -197,18 +224,30 @@ class _Every:
         self._saved = time.monotonic()
 
 
-def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, Shards]:
+def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tuple[Shards, ...]]:
     if recipe.batch < ranks:
         raise InputError(f"batch {recipe.batch} is smaller than the {ranks} ranks: each needs a sample a step")
-    training, test = (Shards(recipe.data.folder(), split) for split in ("train", "test"))
-    for data in (training, test):
+    share = -(-recipe.batch // ranks)
+    if recipe.options.get("batch_norm") == "rank" and share > recipe.micro_batch:
+        raise InputError(
+            f"batch_norm=rank: a rank's {share} samples of batch {recipe.batch} must be one micro-batch, "
+            f"micro_batch is {recipe.micro_batch}: more ranks, or micro_batch={share}"
+        )
+    training = Shards(recipe.data.folder(), "train")
+    evaluated = tuple(Shards(training.folder, split) for split in app.splits)
+    for data in (training, *evaluated):
         app.check(data)
     declared = recipe.data.train_samples
     if len(training) != declared:
         raise InputError(
             f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares data.train_samples {declared}"
         )
-    return training, test
+    return training, evaluated
+
+
+def _together(recipe: Recipe) -> bool:
+    """Do the ranks meet in every micro-batch, so that all need as many of them."""
+    return recipe.options.get("batch_norm") == "sync"
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -263,7 +302,8 @@ def _announce(work: _Work, folder: RunFolder, done: int) -> None:
     for line in derived.lines():
         print(line)
     where = f"{comm.size} on {nodes} {'node' if nodes == 1 else 'nodes'}, {comm.name}, {work.device}, threads {work.threads}"
-    print(f"ranks    {where}; {recipe.batch / comm.size:g} samples a rank in micro-batches of {recipe.micro_batch}")
+    what = "rows" if recipe.data.window else "samples"
+    print(f"ranks    {where}; {recipe.batch / comm.size:g} {what} a rank in micro-batches of {recipe.micro_batch}")
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
     if done:
         folder.log.write("resume", step=done, **facts)
@@ -274,7 +314,8 @@ def _announce(work: _Work, folder: RunFolder, done: int) -> None:
 
 def _step_line(at: Done, derived: Derived) -> dict[str, Any]:
     epoch = round(at.step / derived.steps_per_epoch, 4)
-    return {"step": at.step, "epoch": epoch, "lr": at.lr, "loss": at.loss, "gradient_norm": at.gradient_norm}
+    line = {"step": at.step, "epoch": epoch, "lr": at.lr, "loss": at.loss, "gradient_norm": at.gradient_norm}
+    return line | ({"skipped": True} if at.skipped else {})
 
 
 @contextmanager

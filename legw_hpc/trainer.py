@@ -22,23 +22,31 @@ from legw_hpc.apps import Application
 from legw_hpc.comm import Comm
 from legw_hpc.data.loader import Step
 from legw_hpc.errors import Diverged
+from legw_hpc.models.batch_norm import StepStatistics
+from legw_hpc.precision import Precision
 from legw_hpc.recipe import Derived
 
 
 class FlatGradients:
     """The gradients of all parameters as views of one buffer, so that one exchange takes them all.
 
-    Three numbers travel at its end: the loss, and how many ranks ask to stop and to save.
+    Behind them travel the sums of layers that learn from the whole batch (batch norm), and three
+    numbers: the loss, and how many ranks ask to stop and to save.
 
     Args:
-        parameters: those that are trained; float32, dense, on one device.
+        model: its trainable parameters are float32, dense, on one device.
     """
 
-    def __init__(self, parameters: list[nn.Parameter]):
+    def __init__(self, model: nn.Module):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.learners = [module for module in model.modules() if isinstance(module, StepStatistics)]
         size = sum(p.numel() for p in parameters)
-        self.buffer = torch.zeros(size + 3, device=parameters[0].device)
-        self.gradients = self.buffer[:size]
-        self.loss, self.asked = self.buffer[size], self.buffer[size + 1 :]
+        sums = [module.sums.numel() for module in self.learners]
+        self.buffer = torch.zeros(size + sum(sums) + 3, device=parameters[0].device)
+        self.gradients, statistics, tail = self.buffer.split([size, sum(sums), 3])
+        self.loss, self.asked = tail[0], tail[1:]
+        for module, part in zip(self.learners, statistics.split(sums), strict=True):
+            module.sums = part.view_as(module.sums)
         start = 0
         for p in parameters:
             # The parameter's own strides: a channels_last weight keeps a channels_last gradient.
@@ -75,6 +83,7 @@ class Done:
         step: steps done in the whole run.
         loss: mean over the global batch, before the step.
         gradient_norm: of the averaged gradient, before clipping.
+        skipped: no update: fp16 overflowed, and the loss scale has been halved.
         stop, save: some rank asked for it, at this step, whatever that rank's clock.
     """
 
@@ -82,6 +91,7 @@ class Done:
     lr: float
     loss: float
     gradient_norm: float
+    skipped: bool
     stop: bool
     save: bool
 
@@ -95,6 +105,8 @@ def train(
     comm: Comm,
     *,
     timing: Timing,
+    carried: list[Tensor],
+    precision: Precision,
     clip_norm: float = 0.0,
     asks: Callable[[], tuple[bool, bool]] = lambda: (False, False),
 ) -> Iterator[Done]:
@@ -107,6 +119,8 @@ def train(
         derived: gives the learning rate of each step.
         comm: sums over ranks.
         timing: added to.
+        carried: what each of this rank's micro-batches takes to the next step; changed in place.
+        precision: of forward and backward; changed in place.
         clip_norm: largest norm of the averaged gradient; 0 is no clipping.
         asks: does this rank want to (stop, save); travels with the gradients, so that all ranks know
             of it at the same step.
@@ -114,7 +128,7 @@ def train(
     Raises:
         Diverged: the loss or gradient is not finite, on every rank at the same step.
     """
-    flat = FlatGradients([p for p in model.parameters() if p.requires_grad])
+    flat = FlatGradients(model)
     model.train()
     clock = time.perf_counter
     start = clock()
@@ -125,36 +139,50 @@ def train(
         # Randomness of the model (dropout) is a function of (seed, step, rank): resume needs no state.
         torch.manual_seed(_mixed(derived.recipe.seed, step.number, comm.rank))
         flat.buffer.zero_()
+        if step.first:
+            carried.clear()
+        scale = precision.scale
         waited = clock() - start
         asked = clock()
-        for tensors in step.micro_batches:
+        for number, tensors in enumerate(step.micro_batches):
             waited += clock() - asked
-            loss = app.loss(model, *tensors) / step.samples
-            loss.backward()
+            with precision.autocast():
+                loss, after = app.loss(model, carried[number] if number < len(carried) else None, *tensors)
+            loss = loss / step.samples
+            (loss * scale if scale != 1 else loss).backward()
             flat.loss += loss.detach()
+            if after is not None:
+                carried[number : number + 1] = [after]
             asked = clock()
         flat.asked.copy_(torch.tensor(asks()))
         computed = clock()
         comm.sum_(flat.buffer)
         exchanged = clock()
+        if scale != 1:
+            flat.gradients.div_(scale)
         norm = torch.linalg.vector_norm(flat.gradients)
         loss_now, norm_now, stop, save = torch.cat([flat.loss[None], norm[None], flat.asked]).tolist()
-        if not (math.isfinite(loss_now) and math.isfinite(norm_now)):
+        finite = math.isfinite(loss_now) and math.isfinite(norm_now)
+        update = precision.keep(finite)
+        if update and not finite:
             epoch = step.number / derived.steps_per_epoch
             raise Diverged(
                 f"diverged at step {step.number} (epoch {epoch:.3f}, lr {lr:.6g}): "
                 f"loss {loss_now:.6g}, gradient norm {norm_now:.6g}"
             )
-        if clip_norm and norm_now > clip_norm:
-            flat.gradients.mul_(clip_norm / norm_now)
-        optimizer.step()
+        if update:
+            if clip_norm and norm_now > clip_norm:
+                flat.gradients.mul_(clip_norm / norm_now)
+            optimizer.step()
+            for module in flat.learners:
+                module.fold(step.samples)
         end = clock()
         timing.samples += step.samples
         timing.input += waited
         timing.compute += computed - start - waited
         timing.exchange += exchanged - computed
         timing.update += end - exchanged
-        yield Done(step.number + 1, lr, loss_now, norm_now, stop > 0, save > 0)
+        yield Done(step.number + 1, lr, loss_now, norm_now, not update, stop > 0, save > 0)
         start = clock()
 
 
@@ -163,7 +191,9 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def evaluate(app: Application, model: nn.Module, batches: Iterator[tuple[Tensor, ...]], comm: Comm) -> dict[str, float]:
+def evaluate(
+    app: Application, model: nn.Module, batches: Iterator[tuple[Tensor, ...]], comm: Comm, precision: Precision
+) -> dict[str, float]:
     """The metrics over every sample once: sums are reduced, not means; no padding (invariant 4).
 
     Args:
@@ -171,12 +201,15 @@ def evaluate(app: Application, model: nn.Module, batches: Iterator[tuple[Tensor,
         model: left in training mode.
         batches: this rank's part of the split; may be empty.
         comm: sums over ranks.
+        precision: of forward.
     """
     model.eval()
     sums: dict[str, float] = {}
     with torch.inference_mode():
         for tensors in batches:
-            for name, value in app.evaluate(model, *tensors).items():
+            with precision.autocast():
+                found = app.evaluate(model, *tensors)
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
     model.train()
     names = sorted({name for names in comm.gather(sorted(sums)) for name in names})

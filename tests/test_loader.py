@@ -19,13 +19,14 @@ from legw_hpc.data.loader import AHEAD, Step, ahead, evaluation_batches, train_s
 from legw_hpc.data.shards import Shards
 
 CPU = torch.device("cpu")
+ORDER = order.Shuffled(300, 96, 3)
 counts = st.integers(1, 200)
 
 
 @given(counts, counts, st.integers(0, 9), st.integers(0, 9))
 def test_an_epoch_holds_every_sample_once(samples: int, batch: int, seed: int, epoch: int) -> None:
-    whole = order.epoch_order(samples, seed, epoch)
-    steps = [order.global_batch(whole, step, batch) for step in range(order.steps_per_epoch(samples, batch))]
+    whole = order.Shuffled(samples, batch, seed)
+    steps = [whole.items(epoch, step) for step in range(whole.steps_per_epoch)]
     assert sorted(np.concatenate(steps).tolist()) == list(range(samples))
     assert all(len(step) == batch for step in steps[:-1])
 
@@ -56,7 +57,7 @@ def test_the_order_is_pinned() -> None:
 PINNED = [6, 2, 1, 0, 8, 4, 3, 9, 7, 5]
 
 
-def numbers(data: Shards, samples: np.ndarray) -> tuple[torch.Tensor, ...]:  # type: ignore[type-arg]
+def numbers(data: Shards, samples: np.ndarray, draw: object) -> tuple[torch.Tensor, ...]:  # type: ignore[type-arg]
     return (torch.from_numpy(samples.copy()),)
 
 
@@ -68,9 +69,7 @@ def steps(data: Shards, rank: int = 0, size: int = 1, first: int = 0, last: int 
 
 
 def lazy(data: Shards, rank: int, size: int, first: int, last: int, micro: int) -> Iterator[Step]:
-    return train_steps(
-        data, numbers, batch=96, micro_batch=micro, seed=3, first=first, last=last, rank=rank, size=size, device=CPU
-    )
+    return train_steps(data, numbers, order=ORDER, micro_batch=micro, first=first, last=last, rank=rank, size=size, device=CPU)
 
 
 def flat(step: Step) -> list[int]:
@@ -87,6 +86,36 @@ def test_global_batches_do_not_depend_on_the_ranks(shards: Path, size: int) -> N
     assert [step.samples for step in ranks[0]] == [96, 96, 96, 12, 96, 96, 96, 12, 96]
 
 
+@pytest.mark.parametrize(("size", "micro"), [(1, 20), (2, 20), (5, 7), (13, 4), (20, 3)])
+def test_even_gives_every_rank_as_many_micro_batches(shards: Path, size: int, micro: int) -> None:
+    """As ranks that meet in each micro-batch need; some may be empty, no sample is lost."""
+    data = Shards(shards, "train")
+    ranks = [
+        [
+            [tensor.tolist() for (tensor,) in step.micro_batches]
+            for step in train_steps(
+                data, numbers, order=ORDER, micro_batch=micro, first=0, last=4, rank=r, size=size, device=CPU, even=True
+            )
+        ]
+        for r in range(size)
+    ]
+    for step in range(4):
+        assert len({len(rank[step]) for rank in ranks}) == 1
+        assert [i for rank in ranks for piece in rank[step] for i in piece] == ORDER.items(0, step).tolist()
+        assert all(len(piece) <= micro for rank in ranks for piece in rank[step])
+
+
+@given(st.integers(2, 3000), st.integers(1, 40), st.integers(1, 30))
+def test_windows_cover_each_row_once_and_in_order(tokens: int, rows: int, window: int) -> None:
+    whole = order.Windows(tokens, rows, window, seed=1)
+    starts = [whole.items(epoch=0, step=step) for step in range(whole.steps_per_epoch)]
+    for row in range(rows if starts else 0):
+        begin = row * (tokens // rows)
+        assert [int(start[row]) for start in starts] == list(range(begin, begin + window * len(starts), window))
+        assert begin + window * len(starts) < begin + tokens // rows  # the last target is still of this row
+    assert (whole.steps_per_epoch + 1) * window > tokens // rows - 1  # no whole window is left
+
+
 def test_starting_in_the_middle_reads_the_same(shards: Path) -> None:
     data = Shards(shards, "train")
     assert [flat(s) for s in steps(data, first=5)] == [flat(s) for s in steps(data)][5:]
@@ -98,7 +127,7 @@ def test_evaluation_sees_every_sample_once(shards: Path, size: int) -> None:
     seen = [
         i
         for rank in range(size)
-        for (tensor,) in evaluation_batches(data, numbers, micro_batch=8, rank=rank, size=size, device=CPU)
+        for (tensor,) in evaluation_batches(data, numbers, items=101, micro_batch=8, rank=rank, size=size, device=CPU)
         for i in tensor.tolist()
     ]
     assert seen == list(range(101))
@@ -114,12 +143,14 @@ def test_memory_does_not_grow_with_the_batch(shards: Path) -> None:
     """No more than AHEAD micro-batches are read before the first is taken."""
     read = []
 
-    def decode(data: Shards, samples: np.ndarray) -> tuple[torch.Tensor, ...]:  # type: ignore[type-arg]
+    def decode(data: Shards, samples: np.ndarray, draw: object) -> tuple[torch.Tensor, ...]:  # type: ignore[type-arg]
         read.append(len(samples))
         return (torch.zeros(1),)
 
     data = Shards(shards, "train")
-    loop = train_steps(data, decode, batch=300, micro_batch=2, seed=1, first=0, last=1, rank=0, size=1, device=CPU)
+    loop = train_steps(
+        data, decode, order=order.Shuffled(300, 300, 1), micro_batch=2, first=0, last=1, rank=0, size=1, device=CPU
+    )
     next(next(loop).micro_batches)
     time.sleep(0.3)
     assert len(read) <= AHEAD + 3

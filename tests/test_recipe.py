@@ -34,6 +34,44 @@ def test_packaged_recipe_carries_its_record(name: str) -> None:
         assert word in header
 
 
+# The paper's Table 1: batch -> log2 of the learning rate, warmup epochs; steps of an epoch from 1,281,167 images.
+TABLE_1 = [
+    (1024, 2.5, 0.3125, 1252), (2048, 3.0, 0.625, 626), (4096, 3.5, 1.25, 313),
+    (8192, 4.0, 2.5, 157), (16384, 4.5, 5.0, 79), (32768, 5.0, 10.0, 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "power", "warmup", "steps"), TABLE_1)
+def test_table_1(batch: int, power: float, warmup: float, steps: int) -> None:
+    derived = derive(load("imagenet-resnet50", [f"batch={batch}"]))
+    assert derived.scaled.lr == pytest.approx(2**power)
+    assert derived.scaled.warmup_epochs == warmup
+    assert derived.steps_per_epoch == steps
+    assert derived.steps == 90 * steps
+    assert derived.lr(derived.steps) == 0
+    middle = 45 * steps
+    assert derived.lr(middle) == pytest.approx(2**power / 4)  # poly of power 2, halfway
+    assert derived.lr(steps) == pytest.approx(2**power * (1 / warmup if warmup > 1 else (89 / 90) ** 2))
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(20, 2323), (40, 1161), (80, 580), (160, 290), (320, 145), (640, 72)])
+def test_windows_of_ptb(batch: int, steps: int) -> None:
+    derived = derive(load("ptb-lstm", [f"batch={batch}"]))
+    assert derived.steps_per_epoch == steps
+    assert derived.scaled.lr == pytest.approx(derived.recipe.baseline.lr * (batch / 20) ** 0.5)
+
+
+def test_a_text_too_short_for_its_rows_is_refused() -> None:
+    with pytest.raises(InputError, match=r"100 words in 50 rows.*window of 20"):
+        derive(load("ptb-lstm", ["data.train_samples=100", "batch=50"]))
+
+
+def test_the_micro_batch_belongs_to_a_run_with_batch_norm_alone() -> None:
+    assert "micro_batch" in load("cifar10-resnet20").identity()
+    assert "micro_batch" not in load("mnist-lstm").identity()
+    assert set(recipe_names.NORMALISED) < set(recipe_names.APPLICATIONS)
+
+
 def test_overriding_the_batch_rescales_what_depends_on_it() -> None:
     small, large = derive(load("mnist-lstm")), derive(load("mnist-lstm", ["batch=8192"]))
     assert large.scaled.lr == pytest.approx(8 * small.scaled.lr)

@@ -214,7 +214,7 @@ BAD = [
     (["train", "mnist-lstm-sample", "comm=gloo"], ["gloo", "horovod"]),
     (["train", "mnist-lstm-sample", "device=tpu"], ["tpu", "cpu"]),
     (["train", "mnist-lstm-sample", "epochs=1", "scheme=linear"], ["5", "1"]),
-    (["train", "imagenet"], ["imagenet", "mnist-lstm"]),
+    (["train", "alexnet"], ["alexnet", "mnist-lstm"]),
     (["plan", "mnist-lstm", "bach=1"], ["bach", "batch"]),
     (["data", "mnist", "--source", "nowhere"], ["nowhere"]),
     (["data", "verify", "nowhere"], ["nowhere"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,24 @@ from torch import nn
 from legw_hpc.apps import application
 from legw_hpc.comm import Serial
 from legw_hpc.data.loader import Step, evaluation_batches, train_steps
+from legw_hpc.data.order import Shuffled
 from legw_hpc.data.shards import Shards
 from legw_hpc.errors import Diverged
 from legw_hpc.optim import parameter_groups, solver
+from legw_hpc.precision import FIRST_SCALE, Precision
 from legw_hpc.recipe import Derived, derive, load
 from legw_hpc.trainer import FlatGradients, Timing, evaluate, train
 
 CPU = torch.device("cpu")
 APP = application("mnist-lstm")
+
+
+ORDER = Shuffled(300, 96, 1)
+
+
+def fresh(precision: str = "fp32") -> dict[str, Any]:
+    """What a new run hands to the trainer."""
+    return {"timing": Timing(), "carried": [], "precision": Precision(precision, CPU)}
 
 
 def derived(**changed: object) -> Derived:
@@ -31,11 +42,9 @@ def trained(shards: Path, micro_batch: int, steps: int = 9, clip_norm: float = 0
     torch.manual_seed(0)
     model = APP.model()
     data = Shards(shards, "train")
-    source = train_steps(
-        data, APP.decode, batch=96, micro_batch=micro_batch, seed=1, first=0, last=steps, rank=0, size=1, device=CPU
-    )
+    source = train_steps(data, APP.decode, order=ORDER, micro_batch=micro_batch, first=0, last=steps, rank=0, size=1, device=CPU)
     optimizer = solver("momentum", parameter_groups(model), 0.1)
-    for _ in train(APP, model, optimizer, source, derived(), Serial(), timing=Timing(), clip_norm=clip_norm):
+    for _ in train(APP, model, optimizer, source, derived(), Serial(), clip_norm=clip_norm, **fresh()):
         pass
     return model
 
@@ -54,7 +63,7 @@ def test_a_step_is_that_of_a_plain_loop(shards: Path) -> None:
     model = APP.model()
     data, plan = Shards(shards, "train"), derived()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    for step in train_steps(data, APP.decode, batch=96, micro_batch=96, seed=1, first=0, last=9, rank=0, size=1, device=CPU):
+    for step in train_steps(data, APP.decode, order=ORDER, micro_batch=96, first=0, last=9, rank=0, size=1, device=CPU):
         optimizer.param_groups[0]["lr"] = plan.lr(step.number)
         optimizer.zero_grad()
         ((images, labels),) = step.micro_batches
@@ -77,7 +86,7 @@ def test_clipping_bounds_the_averaged_gradient(shards: Path) -> None:
 
 def test_gradients_share_one_buffer_and_keep_their_strides() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2)).to(memory_format=torch.channels_last)
-    flat = FlatGradients(list(model.parameters()))
+    flat = FlatGradients(model)
     model(torch.rand(4, 3, 3, 3)).sum().backward()
     for p in model.parameters():
         assert p.grad is not None
@@ -91,10 +100,9 @@ def test_gradients_share_one_buffer_and_keep_their_strides() -> None:
 def test_evaluation_is_exact(shards: Path, micro_batch: int) -> None:
     torch.manual_seed(0)
     model, data = APP.model(), Shards(shards, "test")
-    found = evaluate(
-        APP, model, evaluation_batches(data, APP.decode, micro_batch=micro_batch, rank=0, size=1, device=CPU), Serial()
-    )
-    images, labels = APP.decode(data, torch.arange(101).numpy())
+    batches = evaluation_batches(data, APP.decode, items=101, micro_batch=micro_batch, rank=0, size=1, device=CPU)
+    found = evaluate(APP, model, batches, Serial(), Precision("fp32", CPU))
+    images, labels = APP.decode(data, torch.arange(101).numpy(), None)
     with torch.no_grad():
         right = int((model(images).argmax(1) == labels).sum())
     assert found["accuracy"] == 100 * right / 101
@@ -115,9 +123,46 @@ def test_divergence_names_step_epoch_and_lr(broken: str) -> None:
             return value
 
     model = Broken()
-    app = dataclasses.replace(APP, loss=lambda m, x: m(x))
-    steps = iter(Step(i, 1, iter([(torch.tensor([float(i)]),)])) for i in range(5))
-    loop = train(app, model, torch.optim.SGD(model.parameters(), 0.1), steps, derived(), Serial(), timing=Timing())
+    app = dataclasses.replace(APP, loss=lambda m, carried, x: (m(x), None))
+    steps = iter(Step(i, False, 1, iter([(torch.tensor([float(i)]),)])) for i in range(5))
+    loop = train(app, model, torch.optim.SGD(model.parameters(), 0.1), steps, derived(), Serial(), **fresh())
     assert [next(loop).step for _ in range(3)] == [1, 2, 3]
     with pytest.raises(Diverged, match=r"step 3 \(epoch 0\.750, lr 0\.0"):
         next(loop)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_reduced_precision_stays_near(shards: Path, precision: str, tolerance: float) -> None:
+    """Loss scaling by powers of two leaves no trace but the narrower arithmetic's."""
+    app = dataclasses.replace(APP, loss=lambda m, carried, x, y: (nn.functional.cross_entropy(m(x), y, reduction="sum"), None))
+    losses = []
+    for name in ("fp32", precision):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        source = train_steps(
+            Shards(shards, "train"), APP.decode, order=ORDER, micro_batch=32, first=0, last=9, rank=0, size=1, device=CPU
+        )
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        losses.append([done.loss for done in train(app, net, optimizer, source, derived(), Serial(), **fresh(name))])
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    assert losses[1] != losses[0]
+
+
+def test_an_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
+    net = nn.Linear(1, 1, bias=False)
+    app = dataclasses.replace(APP, loss=lambda m, carried, x: (0.1 * m(x).sum(), None))
+    steps = iter(Step(i, False, 1, iter([(torch.tensor([[x]]),)])) for i, x in enumerate((0.1, 1e38, 0.1)))
+    state = fresh("fp16")
+    before = net.weight.item()
+    done = []
+    weights = []
+    for at in train(app, net, torch.optim.SGD(net.parameters(), 0.1), steps, derived(), Serial(), **state):
+        done.append(at.skipped)
+        weights.append(net.weight.item())
+    assert done == [False, True, False]
+    assert weights[0] == before  # learning rate 0 at the first step of a warmup
+    assert weights[1] == weights[0] != weights[2]
+    assert state["precision"].scale == FIRST_SCALE / 2
+    copy = Precision("fp16", CPU)
+    copy.load_state_dict(state["precision"].state_dict())
+    assert copy.state_dict() == state["precision"].state_dict()

@@ -14,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from legw_hpc.data import order
+from legw_hpc.data.order import Order, part, pieces
 from legw_hpc.data.shards import Shards
 
 # Micro-batches read ahead: enough to cover one slow read, few enough that memory does not grow with the
 # global batch (assumed).
 AHEAD = 8
 
-# The samples that a micro-batch reads, and what becomes of them: (data, sample numbers) -> tensors.
-Decode = Callable[[Any, NDArray[np.int64]], tuple[Tensor, ...]]
+# The items that a micro-batch reads, and what becomes of them.  The draw, (seed, epoch), is what randomness
+# (augmentation, dropout) may depend on besides the item; None is evaluation.
+Draw = tuple[int, int]
+Decode = Callable[[Any, NDArray[np.int64], Draw | None], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Step:
 
     Attributes:
         number: the step, counted from 0 over the whole run.
+        first: is it the first of its epoch, where what is carried from step to step starts anew.
         samples: the samples of the global batch, over all ranks.
         micro_batches: this rank's, to be taken before the next step; there may be none at the end of
             an epoch, when there are more ranks than samples left.
     """
 
     number: int
+    first: bool
     samples: int
     micro_batches: Iterator[tuple[Tensor, ...]]
 
@@ -45,48 +49,48 @@ def train_steps(
     data: Shards,
     decode: Decode,
     *,
-    batch: int,
+    order: Order,
     micro_batch: int,
-    seed: int,
     first: int,
     last: int,
     rank: int,
     size: int,
     device: torch.device,
+    even: bool = False,
 ) -> Generator[Step, None, None]:
     """The steps `first` ... `last`-1 of a run, the same on every rank count but for who reads what.
 
     Args:
         data: the training split.
-        decode: from sample numbers to tensors.
-        batch: global batch, samples.
-        micro_batch: samples that go through the model at once.
-        seed: of the order.
+        decode: from items to tensors.
+        order: the global batches.
+        micro_batch: items that go through the model at once.
         first, last: steps of the run.
         rank, size: whose part this is.
         device: where the tensors go.
+        even: give every rank as many micro-batches, if need be one of no items: the ranks meet in each.
     """
-    per_epoch = order.steps_per_epoch(len(data), batch)
 
     def read() -> Iterator[Any]:
-        """For each step its number, size and count of micro-batches, then those."""
-        epoch, samples = -1, np.empty(0, np.int64)
+        """For each step its number, place and size and the count of its micro-batches, then those."""
         for number in range(first, last):
-            if number // per_epoch != epoch:
-                epoch = number // per_epoch
-                samples = order.epoch_order(len(data), seed, epoch)
-            whole = order.global_batch(samples, number % per_epoch, batch)
-            mine = order.part(len(whole), rank, size)
-            parts = order.pieces(whole[mine.start : mine.stop], micro_batch)
-            yield number, len(whole), len(parts)
-            for part in parts:
-                yield _stage(decode(data, part), device)
+            epoch, step = divmod(number, order.steps_per_epoch)
+            items = order.items(epoch, step)
+            mine = part(len(items), rank, size)
+            parts = pieces(items[mine.start : mine.stop], micro_batch)
+            if even:
+                largest = max(len(part(len(items), r, size)) for r in (0, size - 1))
+                count = -(-largest // micro_batch)
+                parts = np.array_split(items[mine.start : mine.stop], count)
+            yield number, step == 0, len(items) * order.per_item, len(parts)
+            for piece in parts:
+                yield _stage(decode(data, piece, (order.seed, epoch)), device)
 
     stream = ahead(read())
     try:
-        for number, count, parts in stream:
+        for number, starts, count, parts in stream:
             micro_batches = (_arrive(tensors, device) for tensors in itertools.islice(stream, parts))
-            yield Step(number, count, micro_batches)
+            yield Step(number, starts, count, micro_batches)
             for _ in micro_batches:  # what the caller left
                 pass
     finally:
@@ -94,12 +98,12 @@ def train_steps(
 
 
 def evaluation_batches(
-    data: Shards, decode: Decode, *, micro_batch: int, rank: int, size: int, device: torch.device
+    data: Shards, decode: Decode, *, items: int, micro_batch: int, rank: int, size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Every sample of a split once over all ranks, in micro-batches; no padding."""
-    mine = order.part(len(data), rank, size)
-    parts = order.pieces(np.arange(mine.start, mine.stop), micro_batch)
-    for tensors in ahead(_stage(decode(data, part), device) for part in parts):
+    """The items 0 ... items-1 of a split once over all ranks, in micro-batches; no padding."""
+    mine = part(items, rank, size)
+    parts = pieces(np.arange(mine.start, mine.stop), micro_batch)
+    for tensors in ahead(_stage(decode(data, piece, None), device) for piece in parts):
         yield _arrive(tensors, device)
 
 

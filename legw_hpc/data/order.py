@@ -1,29 +1,92 @@
 """Who reads what, when.  Pure functions of (data, seed, epoch, batch); ranks only cut the result.
 
-The global batch of a step is a slice of the epoch's permutation.  Rank r of R takes the r-th of R
-nearly equal parts of it, and cuts that into micro-batches.  So the samples of step i do not depend
-on the number of ranks, and a batch that R or the micro-batch does not divide needs no padding.
+The global batch of a step is a list of items: sample numbers, a slice of the epoch's permutation
+(`Shuffled`), or for a text the positions at which each row's window begins (`Windows`).  Rank r of
+R takes the r-th of R nearly equal parts of it, and cuts that into micro-batches.  So the items of
+step i do not depend on the number of ranks, and a batch that R or the micro-batch does not divide
+needs no padding.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
-
-def steps_per_epoch(samples: int, batch: int) -> int:
-    """Steps in an epoch; the last one is smaller where the batch does not divide the data."""
-    return -(-samples // batch)
+from legw_hpc import steps
 
 
+class Order(Protocol):
+    """The global batches of a run.
+
+    Attributes:
+        seed: of the run.
+        per_item: samples that an item counts for.
+    """
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def per_item(self) -> int: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def items(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """The items of a step of an epoch, over all ranks."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Samples in a new random order every epoch; the last step of an epoch may have fewer."""
+
+    samples: int
+    batch: int
+    seed: int
+    per_item = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps.shuffled(self.samples, self.batch)
+
+    def items(self, epoch: int, step: int) -> NDArray[np.int64]:
+        return epoch_order(self.samples, self.seed, epoch)[step * self.batch : (step + 1) * self.batch]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A text cut into `rows` contiguous rows, read side by side, `window` words at a time (paper § 5.1.2).
+
+    Row i goes on in step n + 1 where it was in step n, so what the model carries belongs to the row.
+    """
+
+    tokens: int
+    rows: int
+    window: int
+    seed: int
+
+    @property
+    def per_item(self) -> int:
+        return self.window
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps.windows(self.tokens, self.rows, self.window)
+
+    def items(self, epoch: int, step: int) -> NDArray[np.int64]:
+        return np.arange(self.rows) * (self.tokens // self.rows) + step * self.window
+
+
+@functools.lru_cache(maxsize=2)
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The permutation of an epoch, int64 [samples]."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(samples)
-
-
-def global_batch(order: NDArray[np.int64], step: int, batch: int) -> NDArray[np.int64]:
-    """The samples of a step of the epoch, over all ranks; the last step may have fewer."""
-    return order[step * batch : (step + 1) * batch]
+    """The permutation of an epoch, int64 [samples], read-only."""
+    order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(samples)
+    order.setflags(write=False)
+    return order
 
 
 def part(count: int, rank: int, size: int) -> range:
@@ -31,6 +94,6 @@ def part(count: int, rank: int, size: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-def pieces(samples: NDArray[np.int64], micro_batch: int) -> list[NDArray[np.int64]]:
-    """Cut into micro-batches of at most `micro_batch` samples; the last may have fewer."""
-    return [samples[i : i + micro_batch] for i in range(0, len(samples), micro_batch)]
+def pieces(items: NDArray[np.int64], micro_batch: int) -> list[NDArray[np.int64]]:
+    """Cut into micro-batches of at most `micro_batch` items; the last may have fewer."""
+    return [items[i : i + micro_batch] for i in range(0, len(items), micro_batch)]

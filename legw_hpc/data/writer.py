@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legw_hpc.data.files import make_folder, written_whole
-from legw_hpc.data.format import FORMAT, INDEX, VERSION, Field, Shard, check_labels, sha256
+from legw_hpc.data.format import FORMAT, INDEX, VERSION, Field, Shard, check_labels, expected_datasets, sha256
 from legw_hpc.errors import InputError
 
 # A shard's size on disk where the writer may choose (assumed: few files, yet many per rank at 1K ranks).
 SHARD_BYTES = 1 << 30
+# The dataset of a shard's notes; readers leave alone what the index does not name.
+NOTES = "notes"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A variable-size field as the file has it: sample i is data[offsets[i]:offsets[i+1]].
+
+    What `write_shard` takes beside a list of bytes, so that a large shard is in memory once.
+    """
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the index says of one split: for shards that were not written by a Writer."""
+
+    split: str
+    fields: Mapping[str, Field]
+    shards: list[Shard]
 
 
 class Writer:
@@ -39,11 +66,11 @@ class Writer:
         compress: int | None = None,
     ):
         make_folder(folder)
-        if (folder / INDEX).exists():
-            raise InputError(f"{folder}: already holds finished shards ({INDEX}); nothing overwritten")
+        refuse_finished(folder)
         self.folder, self.split, self.fields, self.compress = folder, split, dict(fields), compress
-        sizes = [np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) for f in fields.values() if f.shape is not None]
-        self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // max(1, sum(sizes)))
+        self._fixed = {name: _sample_bytes(f.dtype, f.shape) for name, f in fields.items() if f.shape is not None}
+        self._by_bytes = samples_per_shard is None
+        self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // max(1, sum(self._fixed.values())))  # at most
         self.shards: list[Shard] = []
 
     def write(self, samples: Mapping[str, Any]) -> None:
@@ -55,44 +82,144 @@ class Writer:
         count = len(next(iter(samples.values())))
         for name, field in self.fields.items():
             _check_field(f"{self.folder}/{self.split}", name, field, samples[name], count)
-        for start in range(0, count, self.samples_per_shard):
-            part = {name: values[start : start + self.samples_per_shard] for name, values in samples.items()}
-            self.shards.append(self._write_shard(part, min(self.samples_per_shard, count - start)))
+        for cut in self._cuts(samples, count):
+            part = {name: samples[name][cut] for name in self.fields}
+            number = len(self.shards)
+            self.shards.append(write_shard(self.folder, self.split, number, self.fields, part, compress=self.compress))
 
-    def _write_shard(self, samples: Mapping[str, Any], count: int) -> Shard:
-        name = f"{self.split}-{len(self.shards):05d}.h5"
-        sums: dict[str, str] = {}
-        with written_whole(self.folder / name) as path, h5py.File(path, "w", libver=("earliest", "v110")) as file:
-            file.attrs.update(format=FORMAT, version=VERSION, split=self.split, count=count)
-            for field_name, field in self.fields.items():
-                for dataset, values in _as_datasets(field_name, field, samples[field_name]).items():
-                    options: dict[str, Any] = {}
-                    if self.compress is not None and values.ndim > 1:
-                        options = {"chunks": (min(256, count), *values.shape[1:]), "compression": self.compress}
-                    made = file.create_dataset(dataset, data=values, **options)
-                    sums[dataset] = made.attrs["sha256"] = sha256(values)
-        return Shard(name, count, sums)
+    def _cuts(self, samples: Mapping[str, Any], count: int) -> list[slice]:
+        if not self._by_bytes:
+            return [slice(start, start + self.samples_per_shard) for start in range(0, count, self.samples_per_shard)]
+        sizes = np.full(count, sum(self._fixed.values()), np.int64)
+        for name in self.fields.keys() - self._fixed.keys():
+            sizes += np.fromiter(map(len, samples[name]), np.int64, count)
+        return cut_by_bytes(sizes, SHARD_BYTES)
 
 
-def write_index(folder: Path, writers: Iterable[Writer], **about: Any) -> None:
+def cut_by_bytes(sizes: NDArray[np.int64], limit: int) -> list[slice]:
+    """Cut samples of these sizes into runs of at most `limit` bytes; a larger sample is a run of its own."""
+    ends = np.cumsum(sizes)
+    cuts, start = [], 0
+    while start < len(ends):
+        room = limit + (int(ends[start - 1]) if start else 0)
+        end = max(start + 1, int(np.searchsorted(ends, room, side="right")))
+        cuts.append(slice(start, end))
+        start = end
+    return cuts
+
+
+def refuse_finished(folder: Path) -> None:
+    """A folder with an index is never written to."""
+    if (folder / INDEX).exists():
+        raise InputError(f"{folder}: already holds finished shards ({INDEX}); nothing overwritten")
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file of a shard."""
+    return f"{split}-{number:05d}.h5"
+
+
+def write_shard(
+    folder: Path,
+    split: str,
+    number: int,
+    fields: Mapping[str, Field],
+    samples: Mapping[str, Any],
+    *,
+    compress: int | None = None,
+    source: str | None = None,
+    notes: Any = None,
+) -> Shard:
+    """Write one shard; one of the same name is replaced.
+
+    Args:
+        folder: must be there.
+        split: "train", "test" ...
+        number: of the file within its split, from 0.
+        fields: name -> Field.
+        samples: as for `Writer.write`; a variable-size field may be Packed.
+        compress: gzip level for fixed-size fields, None for contiguous.
+        source: a digest of what the shard is made from, for `finished_shard`.
+        notes: what else belongs to this shard, as JSON has it; see `shard_notes`.
+
+    Raises:
+        InputError: samples that do not fit the fields, or a folder that cannot be written.
+    """
+    name = shard_name(split, number)
+    count = len(samples[next(iter(fields))])
+    sums: dict[str, str] = {}
+    for field_name, field in fields.items():
+        _check_field(f"{folder / name}", field_name, field, samples[field_name], count)
+    with written_whole(folder / name) as path, h5py.File(path, "w", libver=("earliest", "v110")) as file:
+        file.attrs.update(format=FORMAT, version=VERSION, split=split, count=count)
+        if source is not None:
+            file.attrs["source"] = source
+        if notes is not None:  # not an attribute: those end at 64 KiB
+            file.create_dataset(NOTES, data=np.frombuffer(json.dumps(notes).encode(), np.uint8))
+        for field_name, field in fields.items():
+            for dataset, values in _as_datasets(field_name, field, samples[field_name]).items():
+                options: dict[str, Any] = {}
+                if compress is not None and values.ndim > 1:
+                    options = {"chunks": (min(256, count), *values.shape[1:]), "compression": compress}
+                made = file.create_dataset(dataset, data=values, **options)
+                sums[dataset] = made.attrs["sha256"] = sha256(values)
+    return Shard(name, count, sums)
+
+
+def finished_shard(folder: Path, split: str, number: int, fields: Mapping[str, Field], source: str) -> Shard | None:
+    """The shard of this number if an earlier run has written it from the same source, else None.
+
+    A name that is there is a whole file (files.written_whole), so its checksums are taken from it,
+    not computed.
+    """
+    name = shard_name(split, number)
+    try:
+        with h5py.File(folder / name, "r", locking=False) as file:
+            have = dict(file.attrs)
+            count = int(have["count"])
+            if (have["format"], have["version"], have["split"], have["source"]) != (FORMAT, VERSION, split, source):
+                return None
+            sums = {}
+            for field_name, field in fields.items():
+                for dataset, (dtype, shape) in expected_datasets(field_name, field, count).items():
+                    values = file[dataset]
+                    if values.dtype != np.dtype(dtype) or (None not in shape and values.shape != shape):
+                        return None
+                    sums[dataset] = str(values.attrs["sha256"])
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError):  # not there, cut, or foreign
+        return None
+    return Shard(name, count, sums)
+
+
+def shard_notes(folder: Path, split: str, number: int) -> Any:
+    """The notes of a finished shard; None if it has none."""
+    with h5py.File(folder / shard_name(split, number), "r", locking=False) as file:
+        return json.loads(file[NOTES][...].tobytes()) if NOTES in file else None
+
+
+def write_index(folder: Path, splits: Iterable[Writer | Split], **about: Any) -> None:
     """Finish a data folder.
 
     Args:
-        folder: where the writers wrote.
-        writers: one a split.
+        folder: where the shards are.
+        splits: in the order of the index: a writer, or a Split for shards written one by one.
         about: what else the index should say (source, attribution, class names ...).
     """
-    splits = {
-        writer.split: {
-            "count": sum(shard.count for shard in writer.shards),
-            "fields": {name: _field_json(field) for name, field in writer.fields.items()},
-            "shards": [{"file": s.file, "count": s.count, "sha256": dict(s.sha256)} for s in writer.shards],
+    entries = {
+        entry.split: {
+            "count": sum(shard.count for shard in entry.shards),
+            "fields": {name: _field_json(field) for name, field in entry.fields.items()},
+            "shards": [{"file": s.file, "count": s.count, "sha256": dict(s.sha256)} for s in entry.shards],
         }
-        for writer in writers
+        for entry in splits
     }
-    text = json.dumps({"format": FORMAT, "version": VERSION, "splits": splits, "about": about}, indent=1)
+    text = json.dumps({"format": FORMAT, "version": VERSION, "splits": entries, "about": about}, indent=1)
     with written_whole(folder / INDEX) as path:
         path.write_text(text + "\n")
+
+
+def _sample_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return np.dtype(dtype).itemsize * math.prod(shape)
 
 
 def _check_field(where: str, name: str, field: Field, values: Any, count: int) -> None:
@@ -110,8 +237,10 @@ def _check_field(where: str, name: str, field: Field, values: Any, count: int) -
 def _as_datasets(name: str, field: Field, values: Any) -> dict[str, NDArray[Any]]:
     if field.shape is not None:
         return {name: np.ascontiguousarray(values)}
-    offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-    return {f"{name}/bytes": np.frombuffer(b"".join(values), dtype=np.uint8), f"{name}/offsets": offsets}
+    if not isinstance(values, Packed):
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
+        values = Packed(np.frombuffer(b"".join(values), dtype=np.uint8), offsets)
+    return {f"{name}/bytes": values.data, f"{name}/offsets": values.offsets}
 
 
 def _field_json(field: Field) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""The language model and the image networks on real ranks: invariants 1, 2 and 4 for each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from legw_hpc import runlog
+from legw_hpc.data.sources import images, small_images, text
+from tests import test_images, test_text
+from tests.parallel.ranks import launch, needs_mpi
+
+pytestmark = needs_mpi
+
+
+@pytest.fixture(autouse=True)
+def _horovod_is_installed() -> None:
+    pytest.importorskip("horovod")
+
+
+def trained(ranks: int, words: list[str], out: Path) -> dict[str, Any]:
+    code, said = launch(ranks, [sys.executable, "-m", "legw_hpc", "train", *words, f"out={out}"])
+    assert code == 0, said
+    return dict(torch.load(max((out / "checkpoints").glob("*.pt")), weights_only=True))
+
+
+def close(mine: dict[str, Any], reference: dict[str, Any]) -> None:
+    for name, expected in reference["model"].items():
+        torch.testing.assert_close(mine["model"][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def words_of_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    text.convert(test_text.write(folder / "source"), folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.parametrize("batch", [20, 64])
+def test_a_language_model_on_1_2_and_4_ranks(batch: int, words_of_text: Path, tmp_path: Path) -> None:
+    """20 steps with carried state, dropout and clipping: equal weights to rounding, equal perplexity."""
+    changed = {"batch": batch, "epochs": 20, "max_steps": 20, "options.dropout": 0.2, "clip_norm": 0.1}
+    words = test_text.training(words_of_text, **changed)
+    reference = trained(1, words, tmp_path / "1")
+    assert reference["carried"].shape[0] == batch
+    for ranks in (2, 4):
+        mine = trained(ranks, words, tmp_path / str(ranks))
+        close(mine, reference)
+        torch.testing.assert_close(mine["carried"], reference["carried"], rtol=1e-4, atol=1e-5)
+        metrics = [runlog.read(tmp_path / name)[-1]["metrics"]["perplexity"] for name in ("1", str(ranks))]
+        assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+
+
+def test_a_language_model_goes_on_with_other_ranks(words_of_text: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch: each row finds its state on the rank that now has it."""
+    words = test_text.training(words_of_text, **{"options.dropout": 0.2})
+    whole = trained(2, words, tmp_path / "whole")
+    trained(2, [*words, "max_steps=7"], tmp_path / "same")
+    same = trained(2, words, tmp_path / "same")
+    assert all(torch.equal(whole["model"][name], same["model"][name]) for name in whole["model"])
+    trained(2, [*words, "max_steps=7"], tmp_path / "moved")
+    close(trained(3, words, tmp_path / "moved"), whole)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    small_images.convert(test_images.pictures(folder / "source", ".png", (32, 32)), folder / "out", (32, 32))
+    return folder / "out"
+
+
+@pytest.mark.parametrize(("mode", "alone", "together"), [("micro-batch", 4, 4), ("sync", 8, 4)])
+def test_batch_norm_on_2_ranks(mode: str, alone: int, together: int, small: Path, tmp_path: Path) -> None:
+    """The same samples normalised together: weights and running statistics agree to rounding."""
+    changed = {"batch": 8, "epochs": 1, "options.batch_norm": mode}
+    reference = trained(1, test_images.training("cifar10-resnet20", small, **changed, micro_batch=alone), tmp_path / "1")
+    mine = trained(2, test_images.training("cifar10-resnet20", small, **changed, micro_batch=together), tmp_path / "2")
+    close(mine, reference)
+
+
+def test_synchronised_batch_norm_where_a_rank_has_no_sample(small: Path, tmp_path: Path) -> None:
+    """Steps of 23 and 1 images on 2 ranks: no hang."""
+    changed = {"batch": 23, "baseline.batch": 23, "epochs": 2, "options.batch_norm": "sync"}
+    assert trained(2, test_images.training("cifar10-resnet20", small, **changed), tmp_path / "r")["step"] == 4
+
+
+def test_jpegs_resume_on_2_ranks_to_the_bit(tmp_path: Path) -> None:
+    images.convert(test_images.pictures(tmp_path / "source", ".jpg", (48, 64)), tmp_path / "jpegs", workers=2)
+    changed = {"options.size": 32, "options.resize": 36, "epochs": 1}
+    words = test_images.training("imagenet-resnet50", tmp_path / "jpegs", **changed)
+    whole = trained(2, words, tmp_path / "whole")
+    trained(2, [*words, "max_steps=1"], tmp_path / "cut")
+    cut = trained(2, words, tmp_path / "cut")
+    assert all(torch.equal(whole["model"][name], cut["model"][name]) for name in whole["model"])
