@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -263,14 +264,14 @@ def test_real_images() -> None:
     """Every 5th file; evaluation within 8 grey levels of Pillow's antialiased one, root mean square."""
     files = [path.read_bytes() for path in sorted(REAL.rglob("*.JPEG"))[::5]]
     u = uniforms(0, 0, SAMPLES[: len(files)], TRAIN_UNIFORMS)
-    for file, image in zip(files, augment.map_images(augment.eval_image, files, 2), strict=True):
+    for file, image in zip(files, augment.map_images(augment.eval_image, files), strict=True):
         whole = Image.open(io.BytesIO(file)).convert("RGB")
         short = min(whole.size)
         w, h = (256 * side // short for side in whole.size)
         top, left = round((h - 224) / 2), round((w - 224) / 2)
         expected = np.asarray(whole.resize((w, h), Image.Resampling.BILINEAR))[top : top + 224, left : left + 224]
         assert np.sqrt(np.mean((image.astype(float) - expected) ** 2)) < 8
-    trained = augment.map_images(lambda i: augment.train_image(files[i], u[i]), range(len(files)), 2)
+    trained = augment.map_images(lambda i: augment.train_image(files[i], u[i]), range(len(files)))
     assert {image.shape for image in trained} == {(224, 224, 3)}
 
 
@@ -299,10 +300,18 @@ def test_crops32_are_the_slow_ones(size: tuple[int, int], pad: int) -> None:
 # --- threads ---
 
 
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The count of threads belongs to the process."""
+    yield
+    augment.set_threads(1)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_map_keeps_order_and_errors(threads: int) -> None:
-    assert augment.map_images(lambda i: i * i, range(50), threads) == [i * i for i in range(50)]
-    assert augment.map_images(str, [], threads) == []
+def test_a_map_keeps_order_and_errors(threads: int, restored: None) -> None:
+    augment.set_threads(threads)
+    assert augment.map_images(lambda i: i * i, range(50)) == [i * i for i in range(50)]
+    assert augment.map_images(str, []) == []
 
     def work(i: int) -> int:
         if i >= 3:
@@ -310,18 +319,20 @@ def test_a_map_keeps_order_and_errors(threads: int) -> None:
         return i
 
     with pytest.raises(ValueError, match="sample 3"):
-        augment.map_images(work, range(9), threads)
-    assert augment.map_images(work, range(3), threads) == [0, 1, 2]
+        augment.map_images(work, range(9))
+    assert augment.map_images(work, range(3)) == [0, 1, 2]
 
 
-def test_a_map_works_at_once_with_threads_that_stay() -> None:
+def test_a_map_works_at_once_with_threads_that_stay(restored: None) -> None:
+    augment.set_threads(2)
     barrier = threading.Barrier(2, timeout=20)
 
     def work(_: int) -> str:
         barrier.wait()
         return threading.current_thread().name
 
-    names = {*augment.map_images(work, range(2), 2), *augment.map_images(work, range(2), 2)}
+    names = {*augment.map_images(work, range(2)), *augment.map_images(work, range(2))}
     assert len(names) == 2
-    assert augment.map_images(lambda _: threading.current_thread(), [0], 1) == [threading.current_thread()]
+    augment.set_threads(1)
+    assert augment.map_images(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
     assert cv2.getNumThreads() == 1

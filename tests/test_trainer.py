@@ -150,7 +150,7 @@ def test_reduced_precision_stays_near(shards: Path, precision: str, tolerance: f
 
 def test_an_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
     net = nn.Linear(1, 1, bias=False)
-    app = dataclasses.replace(APP, loss=lambda m, carried, x: (0.1 * m(x).sum(), None))
+    app = dataclasses.replace(APP, loss=lambda m, carried, x: (0.1 * m(x).float().sum(), None))
     steps = iter(Step(i, False, 1, iter([(torch.tensor([[x]]),)])) for i, x in enumerate((0.1, 1e38, 0.1)))
     state = fresh("fp16")
     before = net.weight.item()
