@@ -27,7 +27,9 @@ def test_plan_prints_what_is_shown(cli: Cli) -> None:
     assert cli("plan", "mnist-lstm", "batch=8192").stdout == re.sub(r"^    ", "", shown[1], flags=re.M)
 
 
-@pytest.mark.parametrize("page", ["README.md", "legw_hpc/data/FORMAT.md", "results/baseline-mnist-lstm.md", "results/baseline-ptb-lstm.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "legw_hpc/data/FORMAT.md", "results/baseline-mnist-lstm.md", "results/baseline-ptb-lstm.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):
