@@ -1,4 +1,4 @@
-"""Fixtures: a small data folder, and the command line as a user calls it."""
+"""Fixtures: small data folders, and the command line as a user calls it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from legw_hpc.cli import main
 from legw_hpc.data.sources import synthetic
+from tests.pictures import CLASSES, picture
 
 torch.set_num_threads(1)  # bit-for-bit comparisons, and no fight with the ranks of other tests
 
@@ -24,6 +25,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """28x28 images in four shards: 300 for training, 101 for test."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     synthetic.write(folder, (28, 28), 10, SAMPLES, 101, samples_per_shard=83)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Three classes of images; 5, 6 and 7 images for training, 2 each for val."""
+    folder = tmp_path / "source"
+    for label, name in enumerate(CLASSES):
+        for split, count in (("train", 5 + label), ("val", 2)):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                (folder / split / name / f"{name}{i}.JPEG").write_bytes(picture(100 * label + i + (50 if split == "val" else 0)))
     return folder
 
 

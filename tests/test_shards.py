@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from legw_hpc.data.format import INDEX, Field
 from legw_hpc.data.shards import Shards, verify
-from legw_hpc.data.writer import Writer, write_index
+from legw_hpc.data.writer import Writer, cut_by_bytes, finished_shard, write_index, write_shard
 from legw_hpc.errors import InputError
 
 FIELDS = {"image": Field("uint8", (4, 5)), "label": Field("int64", (), classes=10), "jpeg": Field("uint8", None)}
@@ -175,6 +175,9 @@ def test_a_label_out_of_range_is_found_though_its_checksum_is_right(tmp_path: Pa
         Shards(tmp_path / "d", "train")
 
 
+# --- what the writer refuses, and where it cuts ---------------------------------------------------
+
+
 def wrong(**changed: Any) -> dict[str, Any]:
     return samples(4) | changed
 
@@ -211,3 +214,45 @@ def test_an_unfinished_folder_has_no_index_and_no_half_files(tmp_path: Path, mon
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "d", samples(5))
     assert list((tmp_path / "d").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "ends"),
+    [
+        ([], 10, []),
+        ([5, 5, 1], 10, [2, 3]),
+        ([11, 1, 12], 10, [1, 2, 3]),
+        ([3, 3, 3, 3], 9, [3, 4]),
+        ([0, 0, 10, 0, 1], 10, [4, 5]),
+        ([1], 1, [1]),
+    ],
+)
+def test_cuts_by_bytes(sizes: list[int], limit: int, ends: list[int]) -> None:
+    cuts = cut_by_bytes(np.array(sizes, np.int64), limit)
+    assert [cut.stop for cut in cuts] == ends
+    assert [cut.start for cut in cuts] == [0, *ends][: len(ends)]
+
+
+def test_the_writer_cuts_variable_fields_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("legw_hpc.data.writer.SHARD_BYTES", 100)
+    writer = Writer(tmp_path / "d", "train", {"text": Field("uint8", None), "label": Field("int64", ())})
+    writer.write({"text": [b"x" * 42] * 5, "label": np.arange(5)})
+    write_index(tmp_path / "d", [writer])
+    assert [shard.count for shard in writer.shards] == [2, 2, 1]
+    assert verify(tmp_path / "d") == {"train": 5}
+
+
+def test_a_finished_shard_is_known_by_its_source(tmp_path: Path) -> None:
+    fields = {"text": Field("uint8", None), "label": Field("int64", (), classes=3)}
+    made = {"text": [b"a", b"bc"], "label": np.array([0, 2])}
+    shard = write_shard(tmp_path, "train", 4, fields, made, source="digest")
+    assert finished_shard(tmp_path, "train", 4, fields, "digest") == shard
+    assert finished_shard(tmp_path, "train", 4, fields, "another") is None
+    assert finished_shard(tmp_path, "train", 5, fields, "digest") is None
+    assert finished_shard(tmp_path, "train", 4, fields | {"more": Field("int64")}, "digest") is None
+    assert finished_shard(tmp_path, "train", 4, {"label": Field("int32")}, "digest") is None
+    (tmp_path / "test-00004.h5").write_bytes((tmp_path / shard.file).read_bytes())
+    assert finished_shard(tmp_path, "test", 4, fields, "digest") is None
+    with pytest.raises(InputError, match="out of range for 3 classes"):
+        write_shard(tmp_path, "train", 6, fields, made | {"label": np.array([0, 3])})
+    assert not (tmp_path / "train-00006.h5").exists()
