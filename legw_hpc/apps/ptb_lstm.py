@@ -26,7 +26,7 @@ CONTEXT = 256
 
 
 def ptb_lstm(
-    window: int = 20,
+    window: int,
     vocabulary: int = 10000,
     hidden: int = 200,
     layers: int = 2,
@@ -97,7 +97,7 @@ def _loss(model: nn.Module, carried: Tensor | None, tokens: Tensor, keys: Tensor
     net = cast(PtbLSTM, model)
     state = net.start(len(tokens)) if carried is None else carried
     states, carried = net(tokens[:, :-1], state, keys)
-    return net.loss(states.flatten(0, 1), tokens[:, 1:].t().reshape(-1)), carried
+    return net.loss(states.flatten(0, 1), tokens[:, 1:].t().reshape(-1)), carried.float()  # autocast's may be bf16
 
 
 def _evaluate(model: nn.Module, tokens: Tensor, scored: Tensor) -> dict[str, Tensor]:

@@ -42,20 +42,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         d_states, d_weight, d_bias = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
-        loss = states.new_zeros(())
+        loss = weight.new_zeros(())
+        # The products are in the precision of the states (bf16 under autocast), everything between in fp32 or more.
+        kind, wide = states.dtype, torch.promote_types(states.dtype, torch.float32)
+        low_weight, low_bias = weight.to(kind), bias.to(kind)
+        # One buffer for all chunks: a fresh one costs half as much again as the product that fills it.
+        buffer = states.new_empty(min(CHUNK, len(states)), len(weight))
         for i in range(0, len(states), CHUNK):
             h, t = states[i : i + CHUNK], targets[i : i + CHUNK, None]
-            p = torch.addmm(bias, h, weight.t())
-            top = p.amax(1, keepdim=True)
-            right = p.gather(1, t)
-            p.sub_(top).exp_()
-            total = p.sum(1, keepdim=True)
-            loss += (total.log() + top - right).sum()
-            p.div_(total)
-            p.scatter_add_(1, t, torch.full_like(right, -1.0))
-            torch.mm(p, weight, out=d_states[i : i + CHUNK])
-            d_weight.addmm_(p.t(), h)
+            p = torch.addmm(low_bias, h, low_weight.t(), out=buffer[: len(h)]).to(wide)
+            top, right = p.amax(1), p.gather(1, t)[:, 0]
+            torch.softmax(p, 1, out=p)
+            # The largest probability is 1 / sum(exp(logit - top)), and never 0, as that of the target can be.
+            loss += (top - p.amax(1).log() - right).sum()
+            p.scatter_add_(1, t, p.new_full(t.shape, -1.0))
             d_bias += p.sum(0)
+            low_p = p.to(kind)
+            torch.mm(low_p, low_weight, out=d_states[i : i + CHUNK])
+            if kind == d_weight.dtype:
+                d_weight.addmm_(low_p.t(), h)
+            else:
+                d_weight += low_p.t() @ h
         ctx.save_for_backward(d_states, d_weight, d_bias)
         return loss
 
