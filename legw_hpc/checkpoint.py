@@ -22,7 +22,7 @@ from legw_hpc.comm import Comm
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import InputError
 
-VERSION = 1
+VERSION = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

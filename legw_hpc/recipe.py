@@ -28,6 +28,8 @@ APPLICATIONS = ("mnist-lstm", "ptb-lstm", "resnet50", "resnet20")
 SOLVERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta", "lars")
 # Those with batch norm: the micro-batch decides what is normalised together, so it is part of the result.
 NORMALISED = ("resnet50", "resnet20")
+# Those that read a text in windows: rows of words, in order, instead of samples drawn one by one.
+TEXTS = ("ptb-lstm",)
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -312,6 +314,9 @@ def _check(recipe: Recipe) -> None:
         value = flat[key]
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"recipe {recipe.name}: {key} must be a positive number, not {value}")
+    if bool(recipe.data.window) != (recipe.application in TEXTS):
+        reads = "windows of a text, of at least 1 word" if recipe.application in TEXTS else "samples one by one, data.window=0"
+        raise InputError(f"recipe {recipe.name}: {recipe.application} reads {reads}, not data.window={recipe.data.window}")
     recipe.out_folder()
 
 

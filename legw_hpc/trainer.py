@@ -136,7 +136,7 @@ def train(
         lr = derived.lr(step.number)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        # Randomness of the model (dropout) is a function of (seed, step, rank): resume needs no state.
+        # For a model that draws from torch (PtbLSTM's dropout draws by row instead): resume needs no state.
         torch.manual_seed(_mixed(derived.recipe.seed, step.number, comm.rank))
         flat.buffer.zero_()
         if step.first:

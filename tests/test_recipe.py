@@ -66,10 +66,16 @@ def test_a_text_too_short_for_its_rows_is_refused() -> None:
         derive(load("ptb-lstm", ["data.train_samples=100", "batch=50"]))
 
 
+@pytest.mark.parametrize(("name", "window"), [("ptb-lstm", 0), ("mnist-lstm", 20)])
+def test_a_text_is_read_in_windows_and_nothing_else_is(name: str, window: int) -> None:
+    with pytest.raises(InputError, match=f"reads .*not data.window={window}"):
+        load(name, [f"data.window={window}"])
+
+
 def test_the_micro_batch_belongs_to_a_run_with_batch_norm_alone() -> None:
     assert "micro_batch" in load("cifar10-resnet20").identity()
     assert "micro_batch" not in load("mnist-lstm").identity()
-    assert set(recipe_names.NORMALISED) < set(recipe_names.APPLICATIONS)
+    assert set(recipe_names.NORMALISED) | set(recipe_names.TEXTS) < set(recipe_names.APPLICATIONS)
 
 
 def test_overriding_the_batch_rescales_what_depends_on_it() -> None:

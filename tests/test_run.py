@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -135,6 +136,17 @@ def test_a_damaged_checkpoint_does_not_outlive_whole_ones(cli: Cli, arguments: l
     assert cli("train", *words, "max_steps=8").returncode == 0
     assert cli("train", *words, "max_steps=10").returncode == 0
     assert "resumed after step 10" in cli("train", *words, "max_steps=11").stdout
+
+
+def test_a_checkpoint_of_another_version_is_refused(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """Whole, but of a program that kept other things in it."""
+    assert cli("train", *arguments, "out=r", "max_steps=2").returncode == 0
+    state = tmp_path / "r" / "checkpoints" / "step-00000002.pt"
+    torch.save({"version": 1, "step": 2}, state)
+    manifest = {"step": 2, "bytes": state.stat().st_size, "sha256": hashlib.sha256(state.read_bytes()).hexdigest()}
+    state.with_suffix(".json").write_text(json.dumps(manifest))
+    done = cli("train", *arguments, "out=r")
+    assert (done.returncode, "checkpoint version 1, this program reads version 2" in done.stderr) == (2, True)
 
 
 def test_other_data_in_the_same_folder_is_another_run(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
