@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
-from legw_hpc import apps, runlog
+from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
-from legw_hpc.data import augment
-from legw_hpc.data.loader import evaluation_batches, train_steps
-from legw_hpc.data.order import Order, Shuffled, Windows
-from legw_hpc.data.shards import Shards
-from legw_hpc.device import check_distinct, choose_device, set_threads
 from legw_hpc.errors import EXIT_BUG, Diverged, InputError, Interrupted
-from legw_hpc.models.batch_norm import synchronise
-from legw_hpc.optim import parameter_groups, solver
-from legw_hpc.precision import Precision
-from legw_hpc.recipe import Derived, Recipe, derive
+from legw_hpc.recipe import Derived, Recipe
 from legw_hpc.runfolder import RunFolder
-from legw_hpc.trainer import Done, Timing, evaluate, train
+from legw_hpc.trainer import Done, Timing
+from legw_hpc.work import Work, prepare
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -56,8 +44,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     comm = connect(recipe.comm)
     try:
-        work = _prepare(recipe, comm)
-        with RunFolder(recipe, _digest(work.training.index["splits"]), comm) as folder:
+        work = prepare(recipe, comm)
+        with RunFolder(recipe, work.data, comm) as folder:
             ended = folder.result()
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
@@ -80,76 +68,23 @@ def run(recipe: Recipe) -> dict[str, Any]:
         comm.close()
 
 
-@dataclass(frozen=True)
-class _Work:
-    """All that a run needs but its folder."""
-
-    recipe: Recipe
-    comm: Comm
-    app: apps.Application
-    training: Shards
-    evaluated: tuple[Shards, ...]
-    derived: Derived
-    device: torch.device
-    threads: int
-    model: nn.Module
-    optimizer: Optimizer
-    precision: Precision
-    order: Order
-
-
-def _prepare(recipe: Recipe, comm: Comm) -> _Work:
-    """Everything that can be wrong with the input is found here, before anything is written."""
-    with comm.together():
-        options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
-        app = apps.application(recipe.application, **options)
-        training, evaluated = _open(recipe, app, comm.size)
-        derived = derive(recipe)
-        device = choose_device(recipe.device, comm)
-        if recipe.precision == "fp16" and device.type != "cuda":
-            raise InputError(f"precision=fp16 is for GPUs; on {device} use bf16 or fp32")
-        torch.manual_seed(recipe.seed)
-        model = app.model().to(device)
-        optimizer = _optimizer(recipe, model)
-    _agree(comm, recipe, training, model)
-    check_distinct(device, comm)
-    synchronise(model, comm.sum_)
-    threads = set_threads(recipe.threads, comm)
-    augment.set_threads(recipe.input_threads or threads)
-    precision = Precision(recipe.precision, device)
-    return _Work(recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, _order(recipe))
-
-
-def _order(recipe: Recipe) -> Order:
-    data = recipe.data
-    if data.window:
-        return Windows(data.train_samples, recipe.batch, data.window, recipe.seed)
-    return Shuffled(data.train_samples, recipe.batch, recipe.seed)
-
-
-def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
-    recipe, comm, derived, model, optimizer = work.recipe, work.comm, work.derived, work.model, work.optimizer
+def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
+    recipe, comm, derived = work.recipe, work.comm, work.derived
     timing, log = Timing(), folder.log
     carried: list[torch.Tensor] = []
-    parts = {"model": model, "optimizer": optimizer, "precision": work.precision}
-    done = folder.restore(parts, timing, carried, print)
+    done = folder.restore(work.parts, timing, carried, print)
     carried[:] = [tensor.to(work.device) for tensor in carried]
     _announce(work, folder, done)
     progress = runlog.Progress(derived.steps, done, comm.rank == 0)
     every = _Every(recipe, derived, comm.rank == 0)
-    steps = train_steps(
-        work.training, work.app.decode, order=work.order, micro_batch=recipe.micro_batch, even=_together(recipe),
-        first=done, last=derived.last, rank=comm.rank, size=comm.size, device=work.device,
-    )  # fmt: skip
     metrics: dict[str, float] | None = None
     logged = dataclasses.replace(timing)
     try:
-        with _stop_signals() as stopped:
-            for at in train(
-                work.app, model, optimizer, steps, derived, comm, timing=timing, carried=carried,
-                precision=work.precision, clip_norm=recipe.clip_norm,
-                asks=lambda: (stopped.is_set(), every.minutes_passed()),
-            ):  # fmt: skip
+        with (
+            _stop_signals() as stopped,
+            closing(work.train(done, timing, carried, asks=lambda: (stopped.is_set(), every.minutes_passed()))) as steps,
+        ):
+            for at in steps:
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
                 ends = at.step == derived.last
                 if every.line_due() or ends:
@@ -158,7 +93,7 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
                 if every.evaluation_due(at.step) or ends:
                     metrics = _score(work, at.step, log, progress)
                 if at.save or at.stop or ends or every.checkpoint_due(at.step):
-                    folder.save(at.step, parts, timing, carried)
+                    folder.save(at.step, work.parts, timing, carried)
                     every.checkpointed()
                 if at.stop and not ends:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
@@ -168,7 +103,6 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
         log.write("end", status="diverged", message=str(error))
         raise
     finally:
-        steps.close()
         progress.close()
     rate = timing.line(Timing())["samples_per_s"]
     seconds = round(timing.samples / rate, 3) if rate else 0.0
@@ -178,16 +112,8 @@ def _train(work: _Work, folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def _score(work: _Work, step: int, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
-    """The metrics of every evaluated split; those of the first have no prefix."""
-    metrics: dict[str, float] = {}
-    for data in work.evaluated:
-        batches = evaluation_batches(
-            data, work.app.decode, items=work.app.items(len(data)), micro_batch=work.recipe.micro_batch,
-            rank=work.comm.rank, size=work.comm.size, device=work.device,
-        )  # fmt: skip
-        found = evaluate(work.app, work.model, batches, work.comm, work.precision)
-        metrics |= {name if data is work.evaluated[0] else f"{data.split}_{name}": value for name, value in found.items()}
+def _score(work: Work, step: int, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
+    metrics = work.score()
     epoch = round(step / work.derived.steps_per_epoch, 4)
     log.write("eval", step=step, epoch=epoch, **metrics)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -224,67 +150,6 @@ class _Every:
         self._saved = time.monotonic()
 
 
-def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tuple[Shards, ...]]:
-    if recipe.batch < ranks:
-        raise InputError(f"batch {recipe.batch} is smaller than the {ranks} ranks: each needs a sample a step")
-    share = -(-recipe.batch // ranks)
-    if recipe.options.get("batch_norm") == "rank" and share > recipe.micro_batch:
-        raise InputError(
-            f"batch_norm=rank: a rank's {share} samples of batch {recipe.batch} must be one micro-batch, "
-            f"micro_batch is {recipe.micro_batch}: more ranks, or micro_batch={share}"
-        )
-    training = Shards(recipe.data.folder(), "train")
-    evaluated = tuple(Shards(training.folder, split) for split in app.splits)
-    for data in (training, *evaluated):
-        app.check(data)
-    declared = recipe.data.train_samples
-    if len(training) != declared:
-        raise InputError(
-            f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares data.train_samples {declared}"
-        )
-    return training, evaluated
-
-
-def _together(recipe: Recipe) -> bool:
-    """Do the ranks meet in every micro-batch, so that all need as many of them."""
-    return recipe.options.get("batch_norm") == "sync"
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    """The learning rate is set before every step, from the schedule."""
-    groups = parameter_groups(model, recipe.exempt)
-    try:
-        return solver(recipe.solver, groups, recipe.baseline.lr, **recipe.solvers.get(recipe.solver, {}))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"recipe {recipe.name}: {error}") from None
-
-
-def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
-    """Stop unless all ranks have the same recipe, code, data and first weights.
-
-    Raises:
-        InputError: names the field and two ranks that differ.
-    """
-    weights = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    mine = {
-        "recipe": json.dumps(recipe.identity(), sort_keys=True),
-        "versions": runlog.versions(),
-        "data": _digest(data.index["splits"]),
-        "initial weights": weights.hexdigest(),
-    }
-    everyone = comm.gather({key: json.dumps(value, sort_keys=True) for key, value in mine.items()})
-    for rank, theirs in enumerate(everyone):
-        for key, value in theirs.items():
-            if value != everyone[0][key]:
-                raise InputError(f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}")
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _ended_before(folder: RunFolder, ended: dict[str, Any], comm: Comm) -> dict[str, Any]:
     if ended["status"] == "diverged":
         raise Diverged(f"{folder.path}: {ended['message']} (recorded; remove the folder to try again)")
@@ -293,7 +158,7 @@ def _ended_before(folder: RunFolder, ended: dict[str, Any], comm: Comm) -> dict[
     return {key: value for key, value in ended.items() if key not in ("event", "time")}
 
 
-def _announce(work: _Work, folder: RunFolder, done: int) -> None:
+def _announce(work: Work, folder: RunFolder, done: int) -> None:
     recipe, derived, comm = work.recipe, work.derived, work.comm
     nodes = len(set(comm.gather(comm.node)))
     facts = {"ranks": comm.size, "nodes": nodes, "comm": comm.name, "device": str(work.device), "threads": work.threads}

@@ -1,0 +1,254 @@
+"""How every benchmark measures: cases in turn (A B C A B C ...), medians, and a record of what ran where.
+
+A benchmark is `run(NAME, cases, goals, ranks=...)` at the end of its file.  `cases` is called once on
+every rank, after the ranks are connected, and makes the things to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import (
+    TCPStore,  # type: ignore[attr-defined]
+    destroy_process_group,
+    init_process_group,
+    is_initialized,
+)
+
+from legw_hpc import runlog
+from legw_hpc.comm import Comm, connect
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.launcher import launched, local_ranks
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure.
+
+    Attributes:
+        name: a row of the table.
+        run: does it once; the seconds are the slowest rank's.  It may return the seconds itself, where a
+            part of what it does is to be left out.
+        work: units of work that one run does, over all ranks; the table shows units/s.  0 shows seconds.
+        unit: of the work.
+    """
+
+    name: str
+    run: Callable[[], float | None]
+    work: float = 0.0
+    unit: str = "s"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio that is to be reached: the speed of `case` over that of `beside`, both names of cases.
+
+    Attributes:
+        at_least: times as fast.
+        note: what stands beside the figure in the table.
+    """
+
+    case: str
+    beside: str
+    at_least: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `cases` returns.
+
+    Attributes:
+        cases: in the order of measurement.
+        goals: judged at the end.
+        notes: lines under the table, such as a bound or a profile.
+        after: called once after the measurements, on every rank, with the seconds by case; its lines
+            are added to the notes.
+    """
+
+    cases: Sequence[Case]
+    goals: Sequence[Goal] = ()
+    notes: list[str] = field(default_factory=list)
+    after: Callable[[dict[str, list[float]]], list[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a benchmark runs.
+
+    Attributes:
+        comm: the ranks.
+        quick: a smaller size is wanted.
+    """
+
+    comm: Comm
+    quick: bool
+
+    def seconds(self, work: Callable[[], float | None]) -> float:
+        """The slowest rank's seconds; all start together."""
+        self.comm.barrier()
+        start = time.perf_counter()
+        own = work()
+        took = time.perf_counter() - start if own is None else own
+        return max(self.comm.gather(took))
+
+    def torch_distributed(self) -> None:
+        """Let torch.distributed (gloo) join the same ranks, for peers that need it."""
+        if is_initialized():
+            return
+        comm = self.comm
+        store = TCPStore("127.0.0.1", 0, comm.size, True, wait_for_workers=False) if comm.rank == 0 else None
+        port = comm.broadcast(store.port if store is not None else None)
+        store = store or TCPStore("127.0.0.1", port, comm.size, False)
+        init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
+
+
+def run(name: str, about: str, cases: Callable[[Bench], Outcome], *, ranks: int = 1, rounds: int = 7) -> None:
+    """The main program of a benchmark.
+
+    Args:
+        name: of the files in results/.
+        about: the question, one line.
+        cases: makes what is measured.
+        ranks: how many it is for; started here if the launcher has not started them.
+        rounds: how often every case is measured, after one round that does not count.
+    """
+    options = _options(about, ranks, rounds)
+    if options.ranks > 1 and launched().size == 1:
+        sys.exit(_launch(name, options.ranks))
+    torch.set_num_threads(options.threads)
+    comm = connect()
+    try:
+        bench = Bench(comm, options.quick)
+        outcome = cases(bench)
+        seconds = _interleaved(bench, outcome.cases, options.rounds)
+        notes = outcome.notes + (outcome.after(seconds) if outcome.after else [])
+        if comm.rank == 0:
+            rows = [_row(name, case, seconds[case.name], options, comm) for case in outcome.cases]
+            judged = [_judged(goal, seconds, outcome.cases) for goal in outcome.goals]
+            _write(name, about, rows, judged, notes, options.to)
+    finally:
+        if is_initialized():
+            destroy_process_group()
+        comm.close()
+
+
+def _options(about: str, ranks: int, rounds: int) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="a smaller size and fewer rounds")
+    parser.add_argument("--ranks", type=int, default=ranks, help=f"default: {ranks}")
+    parser.add_argument("--threads", type=int, default=1, help="a rank (default: 1)")
+    parser.add_argument("--rounds", type=int, help=f"default: {rounds}; 3 if quick")
+    parser.add_argument(
+        "--to", type=Path, default=RESULTS, help="folder for NAME.jsonl and NAME.md (default: benchmarks/results)"
+    )
+    options = parser.parse_args()
+    options.rounds = options.rounds or (3 if options.quick else rounds)
+    return options
+
+
+def _launch(name: str, ranks: int) -> int:
+    """This program again, on so many ranks, a core each where there are enough."""
+    command, environment = local_ranks(ranks)
+    if ranks <= len(os.sched_getaffinity(0)):
+        environment |= {"PRTE_MCA_hwloc_default_binding_policy": "core", "OMPI_MCA_hwloc_base_binding_policy": "core"}
+    return subprocess.call([*command, sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], env=environment)
+
+
+def _interleaved(bench: Bench, cases: Sequence[Case], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round; the first round warms up and is left out."""
+    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+    for number in range(rounds + 1):
+        for case in cases:
+            took = bench.seconds(case.run)
+            if number:
+                seconds[case.name].append(took)
+    return seconds
+
+
+def _row(name: str, case: Case, seconds: list[float], options: argparse.Namespace, comm: Comm) -> dict[str, Any]:
+    values = [case.work / s for s in seconds] if case.work else seconds
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {
+        "benchmark": name, "case": case.name, "unit": f"{case.unit}/s" if case.work else "s", "n": len(values),
+        "median": statistics.median(values), "quartiles": [quartiles[0], quartiles[2]], "quick": options.quick,
+        "ranks": comm.size, "threads": options.threads,
+        "oversubscribed": comm.local_size * options.threads > (os.cpu_count() or 1),
+        "command": f"python -m benchmarks.{name} " + " ".join(sys.argv[1:]), "commit": runlog.commit(),
+        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "versions": runlog.versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        flags = next(line for line in lines if line.startswith("flags")).split()
+        best = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
+        return f"{model} {best}".strip()
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _judged(goal: Goal, seconds: dict[str, list[float]], cases: Sequence[Case]) -> dict[str, Any]:
+    """The median over rounds of the ratio within each round, so that drift cancels."""
+    work = {case.name: case.work or 1.0 for case in cases}
+    pairs = zip(seconds[goal.case], seconds[goal.beside], strict=True)
+    scale = work[goal.case] / work[goal.beside]
+    ratio = statistics.median(scale * theirs / ours for ours, theirs in pairs)
+    return {"goal": f"{goal.case} / {goal.beside}", "ratio": ratio, "at_least": goal.at_least, "note": goal.note}
+
+
+def _write(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[str, Any]], notes: list[str], to: Path) -> None:
+    make_folder(to)
+    with written_whole(to / f"{name}.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows + [{"benchmark": name} | goal for goal in goals]))
+    text = table(name, about, rows, goals, notes)
+    with written_whole(to / f"{name}.md") as path:
+        path.write_text(text)
+    print(text, flush=True)
+
+
+def table(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[str, Any]], notes: list[str]) -> str:
+    """Markdown: the cases, the goals, and where it was measured."""
+    lines = [f"# {name}: {about}", "", "| case | median | quartiles | n |", "|---|--:|--:|--:|"]
+    for row in rows:
+        low, high = row["quartiles"]
+        lines.append(
+            f"| {row['case']} | {_number(row['median'])} {row['unit']} | {_number(low)} to {_number(high)} | {row['n']} |"
+        )
+    if goals:
+        lines += ["", "| speed | ratio | goal | |", "|---|--:|--:|---|"]
+        for goal in goals:
+            met = "reached" if goal["ratio"] >= goal["at_least"] else "not reached"
+            lines.append(
+                f"| {goal['goal']} | {goal['ratio']:.2f} | ≥ {goal['at_least']:g} | {'; '.join(filter(None, [met, goal['note']]))} |"
+            )
+    row = rows[0]
+    crowd = ", oversubscribed" if row["oversubscribed"] else ""
+    lines += ["", *(f"{note}  " for note in notes), ""] if notes else [""]
+    lines += [
+        f"`{row['command'].strip()}`, {row['time']}, commit {row['commit']}; {row['hardware']}; {row['ranks']} ranks x "
+        f"{row['threads']} threads{crowd}; torch {row['versions']['torch']}, Horovod {row['versions']['horovod']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

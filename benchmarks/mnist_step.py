@@ -1,0 +1,78 @@
+"""MNIST-LSTM at global batch 8,192: our training step beside the straightforward DDP script."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.measure import Bench, Case, Goal, Outcome, run
+from benchmarks.ours import Trained
+from legw_hpc.data.sources import synthetic
+
+BATCH = 8192
+
+
+class Plain(nn.Module):
+    """The model as the paper draws it, from torch's own layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform, self.lstm, self.head = nn.Linear(28, 128), nn.LSTM(128, 128, batch_first=True), nn.Linear(128, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        states, _ = self.lstm(self.transform(images))
+        return self.head(states[:, -1])
+
+
+def cases(bench: Bench) -> Outcome:
+    batch = BATCH // 4 if bench.quick else BATCH
+    comm = bench.comm
+    folder = Path(comm.broadcast(tempfile.mkdtemp() if comm.rank == 0 else None))
+    if comm.rank == 0:
+        synthetic.write(folder / "data", (28, 28), 10, 60000, 100, seed=1, samples_per_shard=None)
+    comm.barrier()
+    words = [f"batch={batch}", f"data.dir={folder / 'data'}", "epochs=1000"]
+    ours = Trained(bench, "mnist-lstm", words)
+    bf16 = Trained(bench, "mnist-lstm", [*words, "precision=bf16"])
+
+    bench.torch_distributed()
+    theirs = nn.parallel.DistributedDataParallel(Plain())
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    share = batch // comm.size
+    images, labels = torch.rand(share, 28, 28), torch.randint(0, 10, (share,))
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(images), labels).backward()
+        optimizer.step()
+
+    left, right = torch.rand(128, 156), torch.rand(156, 512)
+    products = 2000
+
+    def multiply() -> None:
+        for _ in range(products):
+            torch.mm(left, right)
+
+    # Multiplications and additions of a sample: 28 steps of the cell (input share folded into 28 -> 512), twice again backward.
+    flops = 3 * 28 * 2 * (28 + 128) * 512
+    return Outcome(
+        [
+            Case("ours, fp32", ours.step, batch, "samples"),
+            Case("ours, bf16", bf16.step, batch, "samples"),
+            Case("DDP (gloo), nn.LSTM, whole batch", plain, batch, "samples"),
+            Case("matrix product 128 x 156 x 512 alone", multiply, comm.size * products * 2 * 128 * 156 * 512 / flops, "samples"),
+        ],
+        [
+            Goal("ours, fp32", "DDP (gloo), nn.LSTM, whole batch", 2.5),
+            Goal("ours, bf16", "ours, fp32", 1.5, "a processor without bf16 arithmetic emulates it"),
+            Goal("ours, fp32", "matrix product 128 x 156 x 512 alone", 0.7, "the products of the cell at the machine's own rate"),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run("mnist_step", "the training step of MNIST-LSTM at global batch 8,192", cases, ranks=2)

@@ -1,0 +1,183 @@
+"""All that a run needs but its folder: built once, in the order in which things can be found wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from legw_hpc import apps, runlog
+from legw_hpc.comm import Comm
+from legw_hpc.data import augment
+from legw_hpc.data.loader import evaluation_batches, train_steps
+from legw_hpc.data.order import Order, Shuffled, Windows
+from legw_hpc.data.shards import Shards
+from legw_hpc.device import check_distinct, choose_device, set_threads
+from legw_hpc.errors import InputError
+from legw_hpc.models.batch_norm import synchronise
+from legw_hpc.optim import parameter_groups, solver
+from legw_hpc.precision import Precision
+from legw_hpc.recipe import Derived, Recipe, derive
+from legw_hpc.trainer import Done, Timing, evaluate, train
+
+
+@dataclass(frozen=True)
+class Work:
+    """A recipe's model, data and ranks, ready to train.
+
+    Attributes:
+        evaluated: the splits that `score` reads; the metrics of the first are the run's.
+        threads: of this rank.
+    """
+
+    recipe: Recipe
+    comm: Comm
+    app: apps.Application
+    training: Shards
+    evaluated: tuple[Shards, ...]
+    derived: Derived
+    device: torch.device
+    threads: int
+    model: nn.Module
+    optimizer: Optimizer
+    precision: Precision
+    order: Order
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What has a state_dict, by its name in a checkpoint."""
+        return {"model": self.model, "optimizer": self.optimizer, "precision": self.precision}
+
+    @property
+    def data(self) -> str:
+        """A digest of the data's checksums: two runs on the same data agree on it."""
+        return _digest(self.training.index["splits"])
+
+    def train(
+        self, first: int, timing: Timing, carried: list[Tensor], asks: Callable[[], tuple[bool, bool]] = lambda: (False, False)
+    ) -> Generator[Done, None, None]:
+        """The steps from `first` on, one at a time; see `trainer.train`."""
+        recipe = self.recipe
+        steps = train_steps(
+            self.training, self.app.decode, order=self.order, micro_batch=recipe.micro_batch,
+            even=recipe.options.get("batch_norm") == "sync",  # the ranks meet in every micro-batch
+            first=first, last=self.derived.last, rank=self.comm.rank, size=self.comm.size, device=self.device,
+        )  # fmt: skip
+        try:
+            yield from train(
+                self.app, self.model, self.optimizer, steps, self.derived, self.comm, timing=timing, carried=carried,
+                precision=self.precision, clip_norm=recipe.clip_norm, asks=asks,
+            )  # fmt: skip
+        finally:
+            steps.close()
+
+    def score(self) -> dict[str, float]:
+        """The metrics of every evaluated split; those of the first have no prefix."""
+        metrics: dict[str, float] = {}
+        for data in self.evaluated:
+            batches = evaluation_batches(
+                data, self.app.decode, items=self.app.items(len(data)), micro_batch=self.recipe.micro_batch,
+                rank=self.comm.rank, size=self.comm.size, device=self.device,
+            )  # fmt: skip
+            found = evaluate(self.app, self.model, batches, self.comm, self.precision)
+            metrics |= {name if data is self.evaluated[0] else f"{data.split}_{name}": value for name, value in found.items()}
+        return metrics
+
+
+def prepare(recipe: Recipe, comm: Comm) -> Work:
+    """Everything that can be wrong with the input is found here, before anything is written.
+
+    Args:
+        recipe: after overrides; the same on every rank.
+        comm: all ranks call this.
+
+    Raises:
+        InputError: what to mend; on every rank.
+    """
+    with comm.together():
+        options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
+        app = apps.application(recipe.application, **options)
+        training, evaluated = _open(recipe, app, comm.size)
+        derived = derive(recipe)
+        device = choose_device(recipe.device, comm)
+        if recipe.precision == "fp16" and device.type != "cuda":
+            raise InputError(f"precision=fp16 is for GPUs; on {device} use bf16 or fp32")
+        torch.manual_seed(recipe.seed)
+        model = app.model().to(device)
+        optimizer = _optimizer(recipe, model)
+    _agree(comm, recipe, training, model)
+    check_distinct(device, comm)
+    synchronise(model, comm.sum_)
+    threads = set_threads(recipe.threads, comm)
+    augment.set_threads(recipe.input_threads or threads)
+    precision = Precision(recipe.precision, device)
+    return Work(recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, _order(recipe))
+
+
+def _order(recipe: Recipe) -> Order:
+    data = recipe.data
+    if data.window:
+        return Windows(data.train_samples, recipe.batch, data.window, recipe.seed)
+    return Shuffled(data.train_samples, recipe.batch, recipe.seed)
+
+
+def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tuple[Shards, ...]]:
+    if recipe.batch < ranks:
+        raise InputError(f"batch {recipe.batch} is smaller than the {ranks} ranks: each needs a sample a step")
+    share = -(-recipe.batch // ranks)
+    if recipe.options.get("batch_norm") == "rank" and share > recipe.micro_batch:
+        raise InputError(
+            f"batch_norm=rank: a rank's {share} samples of batch {recipe.batch} must be one micro-batch, "
+            f"micro_batch is {recipe.micro_batch}: more ranks, or micro_batch={share}"
+        )
+    training = Shards(recipe.data.folder(), "train")
+    evaluated = tuple(Shards(training.folder, split) for split in app.splits)
+    for data in (training, *evaluated):
+        app.check(data)
+    declared = recipe.data.train_samples
+    if len(training) != declared:
+        raise InputError(
+            f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares data.train_samples {declared}"
+        )
+    return training, evaluated
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    """The learning rate is set before every step, from the schedule."""
+    groups = parameter_groups(model, recipe.exempt)
+    try:
+        return solver(recipe.solver, groups, recipe.baseline.lr, **recipe.solvers.get(recipe.solver, {}))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"recipe {recipe.name}: {error}") from None
+
+
+def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
+    """Stop unless all ranks have the same recipe, code, data and first weights.
+
+    Raises:
+        InputError: names the field and two ranks that differ.
+    """
+    weights = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    mine = {
+        "recipe": json.dumps(recipe.identity(), sort_keys=True),
+        "versions": runlog.versions(),
+        "data": _digest(data.index["splits"]),
+        "initial weights": weights.hexdigest(),
+    }
+    everyone = comm.gather({key: json.dumps(value, sort_keys=True) for key, value in mine.items()})
+    for rank, theirs in enumerate(everyone):
+        for key, value in theirs.items():
+            if value != everyone[0][key]:
+                raise InputError(f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
