@@ -20,12 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import (
-    TCPStore,  # type: ignore[attr-defined]
-    destroy_process_group,
-    init_process_group,
-    is_initialized,
-)
+from torch import distributed
 
 from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
@@ -108,13 +103,14 @@ class Bench:
 
     def torch_distributed(self) -> None:
         """Let torch.distributed (gloo) join the same ranks, for peers that need it."""
-        if is_initialized():
+        if distributed.is_initialized():
             return
         comm = self.comm
-        store = TCPStore("127.0.0.1", 0, comm.size, True, wait_for_workers=False) if comm.rank == 0 else None
+        tcp_store = distributed.TCPStore  # type: ignore[attr-defined]
+        store = tcp_store("127.0.0.1", 0, comm.size, True, wait_for_workers=False) if comm.rank == 0 else None
         port = comm.broadcast(store.port if store is not None else None)
-        store = store or TCPStore("127.0.0.1", port, comm.size, False)
-        init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
+        store = store or tcp_store("127.0.0.1", port, comm.size, False)
+        distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
 
 
 def run(name: str, about: str, cases: Callable[[Bench], Outcome], *, ranks: int = 1, rounds: int = 7) -> None:
@@ -142,8 +138,8 @@ def run(name: str, about: str, cases: Callable[[Bench], Outcome], *, ranks: int 
             judged = [_judged(goal, seconds, outcome.cases) for goal in outcome.goals]
             _write(name, about, rows, judged, notes, options.to)
     finally:
-        if is_initialized():
-            destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
         comm.close()
 
 
@@ -236,9 +232,8 @@ def table(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[st
         lines += ["", "| speed | ratio | goal | |", "|---|--:|--:|---|"]
         for goal in goals:
             met = "reached" if goal["ratio"] >= goal["at_least"] else "not reached"
-            lines.append(
-                f"| {goal['goal']} | {goal['ratio']:.2f} | ≥ {goal['at_least']:g} | {'; '.join(filter(None, [met, goal['note']]))} |"
-            )
+            said = "; ".join(filter(None, [met, goal["note"]]))
+            lines.append(f"| {goal['goal']} | {goal['ratio']:.2f} | ≥ {goal['at_least']:g} | {said} |")
     row = rows[0]
     crowd = ", oversubscribed" if row["oversubscribed"] else ""
     lines += ["", *(f"{note}  " for note in notes), ""] if notes else [""]
