@@ -20,7 +20,8 @@ from legw_hpc.data.loader import Draw
 from legw_hpc.models.ptb_lstm import PtbLSTM
 
 # An evaluated text is read in rows of about so many words, each after CONTEXT words that are not
-# scored, so that the rows can go side by side and to any rank.
+# scored, so that the rows can go side by side and to any rank.  Measured against the validation text read
+# in one piece (perplexity 130.78): without context 0.4 % more, after 32 words 0.07 %, after 256 0.002 % less.
 ROW = 1024
 CONTEXT = 256
 
