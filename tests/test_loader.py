@@ -177,3 +177,14 @@ def test_closing_ends_the_reader() -> None:
     assert len(readers()) == 1
     endless.close()
     assert not readers()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+def test_reading_ahead_keeps_order_however_fast_each_side_is(depth: int) -> None:
+    """Thousands of hand-overs, and an end at every place: none is lost, none hangs."""
+    assert list(ahead(iter(range(20000)), depth)) == list(range(20000))
+    for taken in range(300):
+        stream = ahead(iter(range(301)), depth)
+        assert [next(stream) for _ in range(taken)] == list(range(taken))
+        stream.close()
+    assert not readers()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -119,35 +119,44 @@ def _arrive(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, 
 def ahead(items: Iterator[Any], depth: int = AHEAD) -> Generator[Any, None, None]:
     """Run an iterator in a thread of its own, up to `depth` items ahead; its errors surface here.
 
+    The reader is woken when half of what it had read is gone, not for every item, and an item that is
+    there is taken without a lock: where a rank has one core, each wake-up costs a turn of the scheduler.
     Closing the result, or letting it go, ends the thread.
     """
     done = object()
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
+    ready: deque[tuple[Any, BaseException | None]] = deque()
+    more, room, stop = threading.Event(), threading.Event(), threading.Event()
 
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def put(item: Any, error: BaseException | None = None) -> None:
+        ready.append((item, error))
+        more.set()
 
     def work() -> None:
         try:
             for item in items:
-                if not put((item, None)):
+                put(item)
+                if len(ready) >= depth:
+                    room.clear()
+                    # Looked at again after the clear, so that a consumer who was quicker is not missed.
+                    if len(ready) > depth // 2 and not stop.is_set():
+                        room.wait()
+                if stop.is_set():
                     return
-            put((done, None))
+            put(done)
         except BaseException as error:
-            put((done, error))
+            put(done, error)
 
     thread = threading.Thread(target=work, name="legw-loader", daemon=True)
     thread.start()
     try:
         while True:
-            item, error = ready.get()
+            while not ready:
+                more.clear()
+                if not ready:
+                    more.wait()
+            item, error = ready.popleft()
+            if len(ready) <= depth // 2 and not room.is_set():
+                room.set()
             if error is not None:
                 raise error
             if item is done:
@@ -155,4 +164,5 @@ def ahead(items: Iterator[Any], depth: int = AHEAD) -> Generator[Any, None, None
             yield item
     finally:
         stop.set()
+        room.set()
         thread.join()
