@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   legw-hpc sweep mnist-lstm-sample batch=32,1024 scheme=legw,linear --ranks 2
   legw-hpc doctor --ranks 2                              is everything in order?
 
-exit codes: 0 done, 1 a bug, 2 something to mend, 3 diverged, 85 stopped by a signal: run again to resume
+exit codes: 0 done, 1 a bug, 2 something to mend, 3 diverged, 4 a rank has stopped, 85 stopped by a signal: run again to resume
 """
 
 

@@ -6,6 +6,7 @@ EXIT_DONE = 0
 EXIT_BUG = 1  # a traceback
 EXIT_INPUT = 2  # something the user can mend: an argument, a file, a folder, the environment
 EXIT_DIVERGED = 3  # the loss or a gradient is not finite
+EXIT_STALLED = 4  # the ranks waited too long for one that has stopped
 EXIT_RESUME = 85  # stopped by a signal after a checkpoint: start the same command again
 
 

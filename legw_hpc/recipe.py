@@ -107,6 +107,7 @@ class Recipe:
         threads: per rank; 0 shares the cores of the node among its ranks.
         input_threads: per rank, to decode images; 0 is as many as `threads`.
         log_every: seconds between lines of the run log.
+        stall_minutes: that a rank waits for the others in one exchange before the run is ended; 0 is for ever.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Recipe:
     threads: int = 0
     input_threads: int = 0
     log_every: float = 5.0
+    stall_minutes: float = 5.0  # assumed: longer than rank 0 takes to write a checkpoint
 
     def out_folder(self) -> Path:
         """The run folder with its blanks filled in."""
@@ -153,7 +155,18 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, flat, dotted: two runs in one folder must agree on it."""
-        told = {"out", "comm", "device", "threads", "input_threads", "log_every", "max_steps", "checkpoint", "data.dir"}
+        told = {
+            "out",
+            "comm",
+            "device",
+            "threads",
+            "input_threads",
+            "log_every",
+            "stall_minutes",
+            "max_steps",
+            "checkpoint",
+            "data.dir",
+        }
         told |= set() if self.application in NORMALISED else {"micro_batch"}
         flat = strict.flatten(self.as_dict())
         return {key: value for key, value in flat.items() if key not in told and key.partition(".")[0] not in told}
@@ -297,7 +310,7 @@ def _check(recipe: Recipe) -> None:
     at_least = {
         "batch": 1, "micro_batch": 1, "max_steps": 0, "threads": 0, "clip_norm": 0, "seed": 0,
         "data.train_samples": 1, "data.window": 0, "input_threads": 0, "checkpoint.every_steps": 0,
-        "checkpoint.every_minutes": 0, "checkpoint.keep": 1,
+        "checkpoint.every_minutes": 0, "stall_minutes": 0, "checkpoint.keep": 1,
         "fixed_warmup_epochs": 0, "warmup_epochs": 0,
     }  # fmt: skip
     above = ("epochs", "eval_every", "lr", "log_every")

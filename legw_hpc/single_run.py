@@ -20,6 +20,7 @@ from legw_hpc.errors import EXIT_BUG, Diverged, InputError, Interrupted
 from legw_hpc.recipe import Derived, Recipe
 from legw_hpc.runfolder import RunFolder
 from legw_hpc.trainer import Done, Timing
+from legw_hpc.watchdog import watching
 from legw_hpc.work import Work, prepare
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -49,7 +50,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
             ended = folder.result()
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
-            return _train(work, folder)
+            with watching(folder.path, comm, 60 * recipe.stall_minutes):
+                return _train(work, folder)
     except InputError as error:
         error.agreed = True  # ranks that are connected find out together
         raise

@@ -33,8 +33,9 @@ def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
 
 # Imports point downward only: each of these names nothing to its right.
 LAYERS = [
-    "cli", "doctor", "sweep", "figures", "single_run", "work", "runfolder", "checkpoint", "trainer", "precision", "apps",
-    "models", "optim", "device", "data", "comm", "runlog", "launcher", "recipe", "strict", "steps", "schedule", "legw", "errors",
+    "cli", "doctor", "sweep", "figures", "single_run", "watchdog", "work", "runfolder", "checkpoint", "trainer", "precision",
+    "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "recipe", "strict", "steps", "schedule", "legw",
+    "errors",
 ]  # fmt: skip
 
 

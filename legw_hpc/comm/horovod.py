@@ -7,7 +7,7 @@ from typing import Any
 
 # A rank that dies or stalls must not burn the allocation: Horovod warns of a stall after 60 s and by
 # default never ends.  Read when it starts, so set before; a value of the user's wins.
-os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "600")  # assumed: longer than any checkpoint
+os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "1800")  # assumed: after our own watchdog, which names the rank
 
 import horovod
 import horovod.torch as hvd

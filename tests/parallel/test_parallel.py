@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,6 @@ import pytest
 import torch
 
 from legw_hpc import runlog
-from legw_hpc.launcher import launched, local_ranks
 from tests.parallel.ranks import ROOT, launch, needs_mpi, on_ranks
 
 pytestmark = needs_mpi
@@ -145,83 +139,6 @@ def test_bad_input_is_one_line_from_rank_0(arguments: list[str], tmp_path: Path,
     assert named in ours[0]
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def training(arguments: list[str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Two ranks that train for long, seen to have taken steps; nothing of them is left."""
-    command, environment = local_ranks(2)
-    out = tmp_path / "r"
-    process = subprocess.Popen(
-        [*command, *TRAIN, *arguments, "epochs=4000", f"out={out}"], env=environment | {"PYTHONPATH": str(ROOT)},
-        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        for _ in range(900):
-            if any(line["event"] == "eval" for line in runlog.read(out)):
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("no step within 90 s")
-        yield process, out
-    finally:
-        for pid in [process.pid, *ranks_of(out)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=30)
-
-
-def ranks_of(out: Path) -> list[int]:
-    """Process numbers of the ranks that train into a folder, rank 0 first."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            values = [v.split("=", 1) for v in (entry / "environ").read_text(errors="replace").split("\0") if "=" in v]
-        except OSError:
-            continue
-        launch = launched(dict(values))  # type: ignore[arg-type]
-        if f"out={out}".encode() in words and b"legw_hpc" in words and "-np" not in words[:3] and launch.size > 1:
-            found[launch.rank] = int(entry.name)
-    return [found[rank] for rank in sorted(found)]
-
-
-def test_a_signal_to_one_rank_stops_all_at_one_step(training: tuple[subprocess.Popen[str], Path]) -> None:
-    process, out = training
-    os.kill(ranks_of(out)[1], signal.SIGUSR1)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 85, said
-    assert len(re.findall(r"^legw-hpc: stopped by a signal after step \d+", said, re.M)) == 1
-    assert list((out / "checkpoints").glob("*.pt"))
-
-
-def test_a_killed_rank_ends_the_others(training: tuple[subprocess.Popen[str], Path]) -> None:
-    process, out = training
-    os.kill(ranks_of(out)[1], signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert process.returncode != 0
-    for _ in range(100):
-        if not ranks_of(out):
-            return
-        time.sleep(0.1)
-    raise AssertionError("a rank is still there")
-
-
-def test_a_bug_on_one_rank_ends_all(arguments: list[str], tmp_path: Path) -> None:
-    """Not an InputError, and not on every rank: a traceback, and no hang."""
-    (tmp_path / "sitecustomize.py").write_text(BUG)
-    code, said = launch(2, ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, f"out={tmp_path / 'r'}"], timeout=90)
-    assert code == 1, said
-    assert "legw-hpc: rank 1 on " in said
-    assert "ZeroDivisionError" in said
-
-
-BUG = """
-import os, sys
-if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1" and "legw_hpc" in sys.argv + sys.orig_argv:
-    import legw_hpc.data.order as order
-    order.epoch_order = lambda samples, seed, epoch: 1 / 0
-"""
 
 
 @pytest.mark.parametrize("how", ["raises", "dies", "hangs"])

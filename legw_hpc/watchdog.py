@@ -1,0 +1,132 @@
+"""Ends a run whose ranks wait for one that has stopped, and names that rank and its host.
+
+A rank that dies is noticed by its launcher.  One that stops (a file system that hangs, a node that
+swaps, SIGSTOP) is not: the others wait in a collective until the allocation is spent.  Horovod's own
+check does not see a stopped process, as its coordinator waits for it too.
+
+So each rank has a thread that looks now and then where the main thread is.  A rank that has been in
+one collective for too long leaves a mark, RUN/stalled/RANK.json; the others that are alive see it and
+leave theirs.  Whoever has none, or is not in a collective, is who the others wait for.  The lowest
+waiting rank says so and ends the job.  Until then nothing is written and nothing exchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from legw_hpc.comm import Comm
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import EXIT_STALLED
+
+FOLDER = "stalled"
+PACKAGE = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
+    """Watch this rank's main thread; a collective: all ranks enter together.
+
+    Args:
+        run: the run folder.  Where the ranks do not share it, all but those of one node count as stopped.
+        comm: its `abort` ends the job, with EXIT_STALLED.
+        seconds: in one collective, from which on a rank counts as waiting in vain; 0 is never.
+    """
+    if not seconds or comm.size == 1:
+        yield
+        return
+    nodes = comm.gather(comm.node)
+    if comm.rank == 0:
+        shutil.rmtree(run / FOLDER, ignore_errors=True)  # of a run that ended so
+    comm.barrier()
+    watch = _Watch(run / FOLDER, comm, nodes, seconds)
+    thread = threading.Thread(target=watch.loop, name="legw-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        watch.over.set()
+        thread.join()
+
+
+class _Watch:
+    def __init__(self, folder: Path, comm: Comm, nodes: list[str], seconds: float):
+        self.folder, self.comm, self.nodes, self.seconds = folder, comm, nodes, seconds
+        self.main = threading.get_ident()
+        self.over = threading.Event()
+        # So often that a stall is told within a quarter more than the limit, and seldom enough for a shared file system.
+        self.every = min(10.0, seconds / 8)
+
+    def loop(self) -> None:
+        waits_in: FrameType | None = None  # kept, so that another call cannot take its place in memory
+        since, marked = 0.0, 0.0
+        while not self.over.wait(self.every):
+            here = self._collective()
+            if here is None or here is not waits_in:
+                waits_in, since = here, time.monotonic()
+            waited = here is not None and time.monotonic() - since >= self.seconds
+            if not marked and (waited or self.folder.exists()):
+                marked = time.monotonic()
+                self._mark(here is not None)
+            # Every rank that runs has had time to leave its mark.
+            elif marked and waited and time.monotonic() - marked >= 2 * self.every + 1 and self._judge():
+                self.comm.abort(EXIT_STALLED)
+
+    def _frames(self) -> Iterator[FrameType]:
+        """Of the main thread in this package, the innermost first."""
+        frame = sys._current_frames().get(self.main)
+        while frame is not None:
+            if PACKAGE in Path(frame.f_code.co_filename).parents:
+                yield frame
+            frame = frame.f_back
+
+    def _collective(self) -> FrameType | None:
+        """The outermost call into comm/ that the main thread is in."""
+        found = None
+        for frame in self._frames():
+            if Path(frame.f_code.co_filename).parent.name == "comm":
+                found = frame
+        return found
+
+    def _mark(self, waits: bool) -> None:
+        frame = next(self._frames(), None)
+        where = "?" if frame is None else f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}"
+        with contextlib.suppress(Exception):  # what cannot be written is taken for stopped, and told as such
+            make_folder(self.folder)
+            with written_whole(self.folder / f"{self.comm.rank}.json") as path:
+                path.write_text(json.dumps({"waits": waits, "where": where}))
+
+    def _judge(self) -> bool:
+        """Is it for this rank to end the job; if so, it has told why."""
+        marks: dict[int, dict[str, Any]] = {}
+        for path in self.folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                marks[int(path.stem)] = json.loads(path.read_text())
+        waiting = [rank for rank, mark in marks.items() if mark["waits"]]
+        if min(waiting, default=self.comm.rank) < self.comm.rank:
+            return False
+        print(f"legw-hpc: {report(marks, self.nodes, self.seconds)}", file=sys.stderr, flush=True)
+        return True
+
+
+def report(marks: dict[int, dict[str, Any]], nodes: list[str], seconds: float) -> str:
+    """Who is waited for, in one line.
+
+    Args:
+        marks: rank -> {"waits": is it in a collective, "where": file and line}.
+        nodes: of each rank.
+        seconds: how long the others have waited.
+    """
+    stopped = [f"rank {rank} on {node} does not answer" for rank, node in enumerate(nodes) if rank not in marks]
+    busy = [f"rank {rank} on {nodes[rank]} is at {mark['where']}" for rank, mark in sorted(marks.items()) if not mark["waits"]]
+    who = stopped + busy or ["no rank is missing, so the exchange itself hangs"]
+    told = "; ".join(who[:8]) + (f"; and {len(who) - 8} more" if len(who) > 8 else "")
+    return f"stalled for {seconds:g} s: {told}. The last checkpoint is whole: the same command goes on from it"

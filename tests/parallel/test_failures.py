@@ -1,0 +1,139 @@
+"""Ranks that are told to stop, die, stop answering or have a bug: how the job ends, and what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from legw_hpc import runlog
+from legw_hpc.errors import EXIT_STALLED
+from legw_hpc.launcher import launched, local_ranks
+from legw_hpc.watchdog import report
+from tests.parallel.ranks import ROOT, launch, needs_mpi
+
+pytestmark = needs_mpi
+TRAIN = [sys.executable, "-m", "legw_hpc", "train"]
+
+
+@pytest.fixture(autouse=True)
+def _horovod_is_installed() -> None:
+    pytest.importorskip("horovod")
+
+
+@pytest.fixture
+def training(arguments: list[str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Two ranks that train for long, seen to have taken steps; nothing of them is left."""
+    command, environment = local_ranks(2)
+    out = tmp_path / "r"
+    process = subprocess.Popen(
+        [*command, *TRAIN, *arguments, "epochs=4000", "stall_minutes=0.05", f"out={out}"],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        for _ in range(900):
+            if any(line["event"] == "eval" for line in runlog.read(out)):
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("no step within 90 s")
+        yield process, out
+    finally:
+        for pid in [process.pid, *ranks_of(out)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+
+
+def ranks_of(out: Path) -> list[int]:
+    """Process numbers of the ranks that train into a folder, rank 0 first."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            values = [v.split("=", 1) for v in (entry / "environ").read_text(errors="replace").split("\0") if "=" in v]
+        except OSError:
+            continue
+        launch = launched(dict(values))  # type: ignore[arg-type]
+        if f"out={out}".encode() in words and b"legw_hpc" in words and "-np" not in words[:3] and launch.size > 1:
+            found[launch.rank] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(training: tuple[subprocess.Popen[str], Path]) -> None:
+    process, out = training
+    os.kill(ranks_of(out)[1], signal.SIGUSR1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 85, said
+    assert len(re.findall(r"^legw-hpc: stopped by a signal after step \d+", said, re.M)) == 1
+    assert list((out / "checkpoints").glob("*.pt"))
+
+
+def test_a_killed_rank_ends_the_others(training: tuple[subprocess.Popen[str], Path]) -> None:
+    process, out = training
+    os.kill(ranks_of(out)[1], signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    for _ in range(100):
+        if not ranks_of(out):
+            return
+        time.sleep(0.1)
+    raise AssertionError("a rank is still there")
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named_with_its_host_and_ends_the_others(
+    stopped: int, training: tuple[subprocess.Popen[str], Path]
+) -> None:
+    process, out = training
+    os.kill(ranks_of(out)[stopped], signal.SIGSTOP)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STALLED, said
+    assert f"rank {stopped} on {socket.gethostname()} does not answer" in said
+    assert not ranks_of(out)
+
+
+def test_a_bug_on_one_rank_ends_all(arguments: list[str], tmp_path: Path) -> None:
+    """Not an InputError, and not on every rank: a traceback, and no hang."""
+    (tmp_path / "sitecustomize.py").write_text(BUG)
+    code, said = launch(2, ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, f"out={tmp_path / 'r'}"], timeout=90)
+    assert code == 1, said
+    assert "legw-hpc: rank 1 on " in said
+    assert "ZeroDivisionError" in said
+
+
+BUG = """
+import os, sys
+if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1" and "legw_hpc" in sys.argv + sys.orig_argv:
+    import legw_hpc.data.order as order
+    order.epoch_order = lambda samples, seed, epoch: 1 / 0
+"""
+
+
+# marks, nodes -> what is said
+STALLS = {
+    "stopped": ({0: True}, "rank 1 on b does not answer"),
+    "busy": ({0: True, 1: False}, "rank 1 on b is at data/loader.py:9"),
+    "nobody": ({0: True, 1: True}, "no rank is missing"),
+}
+
+
+@pytest.mark.parametrize("name", STALLS)
+def test_who_is_waited_for(name: str) -> None:
+    waits, expected = STALLS[name]
+    marks = {rank: {"waits": waiting, "where": "data/loader.py:9"} for rank, waiting in waits.items()}
+    assert expected in report(marks, ["a", "b"], 300)
+
+
+def test_many_stopped_ranks_stay_one_line() -> None:
+    assert "and 12 more" in report({0: {"waits": True, "where": ""}}, ["n"] * 21, 300)

@@ -1,0 +1,123 @@
+"""What the benchmarks conclude from their measurements: ratios, tables, and whether something has become slower."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import measure
+from benchmarks.check import compare
+from benchmarks.measure import Case, Goal
+
+Line = dict[str, Any]
+
+
+def ratio(value: float, goal: str = "ours / theirs", benchmark: str = "step") -> Line:
+    return {"benchmark": benchmark, "goal": goal, "ratio": value, "at_least": 2.0, "note": ""}
+
+
+CASE: Line = {"benchmark": "step", "case": "ours", "median": 3.0}
+
+# What is recorded, what is found, the lines, and how many of them fail.
+COMPARISONS: dict[str, tuple[list[Line], list[Line], list[str], int]] = {
+    "the same": ([CASE, ratio(2)], [CASE, ratio(2)], ["step: ours / theirs: 2.00, recorded 2.00: 0% more"], 0),
+    "faster": ([ratio(2)], [ratio(3)], ["step: ours / theirs: 3.00, recorded 2.00: 50% more"], 0),
+    "a little slower": ([ratio(2)], [ratio(1.72)], ["step: ours / theirs: 1.72, recorded 2.00: 14% less"], 0),
+    "too slow": ([ratio(2)], [ratio(1.68)], ["step: ours / theirs: 1.68, recorded 2.00: 16% less, TOO SLOW"], 1),
+    "no record": ([CASE], [CASE, ratio(1)], ["step: ours / theirs: 1.00, no record"], 0),
+    "not measured": ([ratio(2)], [CASE], ["step: ours / theirs: not measured, recorded 2.00"], 0),
+    "each by its benchmark": (
+        [ratio(2), ratio(4, benchmark="other")],
+        [ratio(1, benchmark="other"), ratio(2)],
+        ["other: ours / theirs: 1.00, recorded 4.00: 75% less, TOO SLOW", "step: ours / theirs: 2.00, recorded 2.00: 0% more"],
+        1,
+    ),
+    "nothing": ([], [], [], 0),
+}
+
+
+@pytest.mark.parametrize(("recorded", "found", "lines", "failures"), COMPARISONS.values(), ids=COMPARISONS)
+def test_a_loss_of_more_than_15_percent_fails(recorded: list[Line], found: list[Line], lines: list[str], failures: int) -> None:
+    compared = compare(recorded, found)
+    assert [str(one) for one in compared] == lines
+    assert sum(one.failed for one in compared) == failures
+
+
+def nothing() -> None:
+    """What a case runs that is not measured."""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "work", "wanted"),
+    [
+        ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], (0, 0), 2.0),
+        ([1.0, 10.0, 2.0], [3.0, 30.0, 6.0], (0, 0), 3.0),  # a machine that drifts: each round for itself
+        ([1.0, 1.0, 1.0], [2.0, 3.0, 400.0], (0, 0), 3.0),  # the median over the rounds
+        ([1.0], [1.0], (100, 50), 2.0),  # twice the work in the same time
+        ([2.0], [1.0], (100, 50), 1.0),
+    ],
+)
+def test_a_goal_is_judged_round_by_round(
+    ours: list[float], theirs: list[float], work: tuple[float, float], wanted: float
+) -> None:
+    cases = [Case("ours", nothing, work[0]), Case("theirs", nothing, work[1])]
+    judged = measure._judged(Goal("ours", "theirs", 1.5, "why"), {"ours": ours, "theirs": theirs}, cases)
+    assert judged == {"goal": "ours / theirs", "ratio": pytest.approx(wanted), "at_least": 1.5, "note": "why"}
+
+
+ROW: Line = {
+    "benchmark": "step", "case": "ours", "unit": "samples/s", "n": 7, "median": 12345.6, "quartiles": [9.8765, 23456.7],
+    "quick": False, "ranks": 2, "threads": 1, "oversubscribed": False, "command": "python -m benchmarks.step ",
+    "commit": "abc", "hardware": "a processor, 2 cores", "versions": {"torch": "2.13.0", "horovod": None}, "time": "then",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratio_", "note", "said"),
+    [
+        (2.0, "", "| ours / theirs | 2.00 | ≥ 2 | reached |"),
+        (1.99, "why", "| ours / theirs | 1.99 | ≥ 2 | not reached; why |"),
+    ],
+)
+def test_a_table_shows_cases_goals_notes_and_where_it_was_measured(ratio_: float, note: str, said: str) -> None:
+    lines = measure.table("step", "a question", [ROW], [ratio(ratio_) | {"note": note}], ["a note"]).splitlines()
+    assert lines[0] == "# step: a question"
+    assert "| ours | 12,346 samples/s | 9.877 to 23,457 | 7 |" in lines
+    assert said in lines
+    assert "a note  " in lines
+    assert lines[-1].startswith("`python -m benchmarks.step`, then, commit abc; a processor, 2 cores; 2 ranks x 1 threads;")
+    assert "oversubscribed" not in lines[-1]
+    assert "threads, oversubscribed;" in measure.table("step", "", [ROW | {"oversubscribed": True}], [], [])
+
+
+def test_the_benchmarks_are_found_and_their_goals_listed(tmp_path: Path) -> None:
+    names = program.names()
+    assert {"mnist_step", "shards", "jpeg", "growth"} <= set(names)
+    assert not {"measure", "check", "__main__", "ours"} & set(names)
+    (tmp_path / "step.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (CASE, ratio(2.5), ratio(1, "a / b"))))
+    (tmp_path / "step.md").write_text("| a | reached |\n0.4 % waits; goal at most 2 %: reached.  \nelse\n")
+    assert program.goals(tmp_path, "step") == [
+        "ours / theirs is 2.50, goal at least 2: reached",
+        "a / b is 1.00, goal at least 2: not reached",
+        "0.4 % waits; goal at most 2 %: reached.",
+    ]
+
+
+def test_a_benchmark_that_fails_is_named_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "benchmarks"
+    here.mkdir()
+    (here / "__init__.py").touch()
+    (here / "bad.py").write_text("raise SystemExit(3)\n")
+    (here / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    good = "import pathlib, sys\nto = pathlib.Path(sys.argv[2])\n(to / 'good.jsonl').touch()\n(to / 'good.md').touch()\n"
+    (here / "good.py").write_text(good)
+    monkeypatch.setattr(program, "HERE", here)
+    monkeypatch.setattr(program, "QUICK_LIMIT", 3)
+    monkeypatch.setattr(program, "GRACE", 0.1)
+    failed = program.run(["bad", "slow", "good"], tmp_path, quick=True)
+    assert failed == ["bad: exit code 3", "slow: not done after 3 s"]
+    assert (tmp_path / "good.jsonl").exists()
