@@ -45,7 +45,9 @@ def check_distinct(device: torch.device, comm: Comm) -> None:
     owners: dict[tuple[str, str], int] = {}
     for rank, (node, uuid) in enumerate(comm.gather([comm.node, mine])):
         if uuid is not None and owners.setdefault((node, uuid), rank) != rank:
-            raise InputError(f"ranks {owners[node, uuid]} and {rank} on {node} have one GPU: start one rank a GPU, or device=cpu")
+            raise InputError(
+                f"ranks {owners[node, uuid]} and {rank} on {node} have one GPU: start one rank a GPU, or device=cpu", True
+            )
 
 
 def set_threads(wanted: int, comm: Comm) -> int:

@@ -13,10 +13,13 @@ EXIT_RESUME = 85  # stopped by a signal after a checkpoint: start the same comma
 class InputError(Exception):
     """Something the user can mend.  One line that names the file or field and the numbers.
 
-    `agreed` says that every rank raises the same: rank 0 alone reports it.
+    Attributes:
+        agreed: every rank raises the same, so that rank 0 alone reports it.
     """
 
-    agreed = False
+    def __init__(self, text: str, agreed: bool = False):
+        super().__init__(text)
+        self.agreed = agreed
 
 
 class Diverged(Exception):

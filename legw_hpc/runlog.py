@@ -9,12 +9,14 @@ RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, versions, ranks, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -39,10 +41,15 @@ class RunLog:
                 raise InputError(f"{folder / LOG}: cannot be written: {error.strerror}") from None
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            InputError: the disk is full, or the folder gone.
+        """
         if self._file is not None:
-            self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
-            self._file.flush()
+            with self._writing():
+                self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+                self._file.flush()
 
     def position(self) -> int:
         """Bytes written so far: a checkpoint keeps it."""
@@ -58,11 +65,21 @@ class RunLog:
     def sync(self) -> None:
         """Make what is written last."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._writing():
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what did not fit was told when it was written
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            assert self._file is not None
+            raise InputError(f"{self._file.name}: cannot be written: {error.strerror}") from None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import torch
 
 from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
-from legw_hpc.errors import EXIT_BUG, Diverged, InputError, Interrupted
+from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
 from legw_hpc.recipe import Derived, Recipe
 from legw_hpc.runfolder import RunFolder
 from legw_hpc.trainer import Done, Timing
@@ -53,7 +53,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
             with watching(folder.path, comm, 60 * recipe.stall_minutes):
                 return _train(work, folder)
     except InputError as error:
-        error.agreed = True  # ranks that are connected find out together
+        if comm.size > 1 and not error.agreed:  # in the middle of the run: the others wait for this rank
+            print(f"legw-hpc: {error} (rank {comm.rank} on {comm.node})", file=sys.stderr, flush=True)
+            comm.abort(EXIT_INPUT)
         raise
     except (Diverged, Interrupted):
         raise  # on every rank at the same step

@@ -18,6 +18,7 @@ import torch
 
 from legw_hpc import runlog
 from legw_hpc.data.sources import synthetic
+from legw_hpc.errors import InputError
 from tests.conftest import Cli
 
 
@@ -147,6 +148,29 @@ def test_a_checkpoint_of_another_version_is_refused(cli: Cli, arguments: list[st
     state.with_suffix(".json").write_text(json.dumps(manifest))
     done = cli("train", *arguments, "out=r")
     assert (done.returncode, "checkpoint version 1, this program reads version 2" in done.stderr) == (2, True)
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """A limit on the size of files stands for the quota."""
+    assert cli("train", *arguments, "out=r", "max_steps=4").returncode == 0
+    limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2); {MAIN}"
+    words = [sys.executable, "-c", limited, "train", *arguments, "out=r"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "step-00000024.pt: cannot be written: File too large" in done.stderr
+    assert [path.name for path in (tmp_path / "r" / "checkpoints").glob("*.pt")] == ["step-00000004.pt"]
+    assert "resumed after step 4" in cli("train", *arguments, "out=r").stdout
+
+
+MAIN = "from legw_hpc.cli import main; main()"
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = runlog.RunLog(tmp_path)
+    with pytest.raises(InputError, match=r"log\.jsonl: cannot be written: No space left"):
+        log.write("step", step=1)
+    log.close()
 
 
 def test_other_data_in_the_same_folder_is_another_run(cli: Cli, arguments: list[str], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class Comm:
         if failed:
             rank, text, node = failed[0]
             alone = len({text for text, _ in errors}) > 1
-            raise InputError(f"{text} (rank {rank} on {node})" if alone else text)
+            raise InputError(f"{text} (rank {rank} on {node})" if alone else text, agreed=True)
 
 
 class Serial(Comm):

@@ -13,12 +13,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 
 from legw_hpc import runlog
+from legw_hpc.data.sources import images
 from legw_hpc.errors import EXIT_STALLED
 from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.watchdog import report
+from tests import test_images
 from tests.parallel.ranks import ROOT, launch, needs_mpi
 
 pytestmark = needs_mpi
@@ -110,6 +113,18 @@ def test_a_bug_on_one_rank_ends_all(arguments: list[str], tmp_path: Path) -> Non
     assert code == 1, said
     assert "legw-hpc: rank 1 on " in said
     assert "ZeroDivisionError" in said
+
+
+def test_a_fault_that_one_rank_finds_in_the_middle_is_told_and_ends_all(tmp_path: Path) -> None:
+    """A JPEG that was whole when its shard was written; whichever rank reads it."""
+    images.convert(test_images.pictures(tmp_path / "source", ".jpg", (48, 64)), tmp_path / "jpegs", workers=1)
+    with h5py.File(tmp_path / "jpegs" / "train-00000.h5", "r+") as file:
+        offsets = file["image/offsets"][...]
+        file["image/bytes"][offsets[5] : offsets[6]] = 0
+    words = test_images.training("imagenet-resnet50", tmp_path / "jpegs", **{"options.size": 32, "options.resize": 36})
+    code, said = launch(2, [*TRAIN, *words, f"out={tmp_path / 'r'}"], timeout=90)
+    assert code == 2, said
+    assert len(re.findall(r"legw-hpc: .*train sample 5 .*\(rank [01] on ", said, re.M)) == 1, said
 
 
 BUG = """
