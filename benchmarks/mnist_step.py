@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import made
 from benchmarks.measure import Bench, Case, Goal, Outcome, run
 from benchmarks.ours import Trained
-from legw_hpc.data.sources import synthetic
 
 BATCH = 8192
 
@@ -31,11 +28,7 @@ class Plain(nn.Module):
 def cases(bench: Bench) -> Outcome:
     batch = BATCH // 4 if bench.quick else BATCH
     comm = bench.comm
-    folder = Path(comm.broadcast(tempfile.mkdtemp() if comm.rank == 0 else None))
-    if comm.rank == 0:
-        synthetic.write(folder / "data", (28, 28), 10, 60000, 100, seed=1, samples_per_shard=None)
-    comm.barrier()
-    words = [f"batch={batch}", f"data.dir={folder / 'data'}", "epochs=1000"]
+    words = [*made.mnist(bench), f"batch={batch}"]
     ours = Trained(bench, "mnist-lstm", words)
     bf16 = Trained(bench, "mnist-lstm", [*words, "precision=bf16"])
 

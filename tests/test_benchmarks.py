@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import measure
-from benchmarks.check import compare
+from benchmarks import check, measure
 from benchmarks.measure import Case, Goal
 
 Line = dict[str, Any]
@@ -42,7 +41,7 @@ COMPARISONS: dict[str, tuple[list[Line], list[Line], list[str], int]] = {
 
 @pytest.mark.parametrize(("recorded", "found", "lines", "failures"), COMPARISONS.values(), ids=COMPARISONS)
 def test_a_loss_of_more_than_15_percent_fails(recorded: list[Line], found: list[Line], lines: list[str], failures: int) -> None:
-    compared = compare(recorded, found)
+    compared = check.compare(recorded, found)
     assert [str(one) for one in compared] == lines
     assert sum(one.failed for one in compared) == failures
 
@@ -121,3 +120,38 @@ def test_a_benchmark_that_fails_is_named_and_the_others_run(tmp_path: Path, monk
     failed = program.run(["bad", "slow", "good"], tmp_path, quick=True)
     assert failed == ["bad: exit code 3", "slow: not done after 3 s"]
     assert (tmp_path / "good.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "faults", "code", "words"),
+    [
+        (1.9, [], 0, "1 ratios: 0 lost more than 15%; 0 benchmarks failed"),
+        (1.5, [], 1, "jpeg: ours / theirs: 1.50, recorded 2.00: 25% less, TOO SLOW"),
+        (2.0, ["jpeg: exit code 1"], 1, "1 ratios: 0 lost more than 15%; 1 benchmarks failed"),
+    ],
+)
+def test_the_check_ends_with_1_if_anything_is_slower_or_failed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: float,
+    faults: list[str],
+    code: int,
+    words: str,
+) -> None:
+    def write(value: float, to: Path) -> None:
+        (to / "jpeg.jsonl").write_text(json.dumps(ratio(value, benchmark="jpeg")) + "\n")
+
+    def run(which: list[str], to: Path, quick: bool) -> list[str]:
+        assert (which, quick) == (["jpeg"], True)
+        write(found, to)
+        return faults
+
+    write(2.0, tmp_path)
+    monkeypatch.setattr(check, "run", run)
+    monkeypatch.setattr(check, "QUICK_RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["check", "jpeg"])
+    with pytest.raises(SystemExit) as end:
+        check.main()
+    assert end.value.code == code
+    assert words in capsys.readouterr().out
