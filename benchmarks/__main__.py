@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS
+from benchmarks.measure import QUICK_RESULTS, RESULTS, figures, reached
 
 HERE = Path(__file__).parent
-QUICK_RESULTS = RESULTS / "quick"  # what check.py compares with
 PROGRAMS = ("__main__", "check")  # they measure nothing themselves
 # Seconds that a benchmark may take; the whole quick set is to fit in 600 on two cores.
 LIMIT, QUICK_LIMIT = 3600, 240
@@ -94,15 +93,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def goals(to: Path, name: str) -> list[str]:
-    """What its record says of goals: the judged ratios, and those of its notes that judge."""
-    lines = [
-        f"{goal['goal']} is {goal['ratio']:.2f}, goal at least {goal['at_least']:g}: "
-        + ("reached" if goal["ratio"] >= goal["at_least"] else "not reached")
-        for goal in records(to / f"{name}.jsonl")
-        if "goal" in goal
-    ]
-    notes = (to / f"{name}.md").read_text().splitlines()
-    return lines + [note.strip() for note in notes if "reached" in note and not note.startswith("|")]
+    """What its record says of goals."""
+    lines = []
+    for goal in records(to / f"{name}.jsonl"):
+        if "goal" in goal:
+            found, sign, wanted = figures(goal)
+            met = "reached" if reached(goal) else "not reached"
+            lines.append(f"{goal['goal']} is {found:.3g}, goal at {sign} {wanted:.3g}: {met}")
+    return lines
 
 
 def records(path: Path) -> list[dict[str, Any]]:

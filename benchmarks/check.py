@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import QUICK_RESULTS, chosen, records, run
+from benchmarks.__main__ import chosen, records, run
+from benchmarks.measure import QUICK_RESULTS
 
 LOSS = 0.15  # that is let pass: what a repetition differs by on a quiet machine (assumed)
 
@@ -56,7 +57,7 @@ def compare(recorded: Iterable[dict[str, Any]], found: Iterable[dict[str, Any]])
 
 
 def _ratios(lines: Iterable[dict[str, Any]]) -> dict[str, float]:
-    return {f"{line['benchmark']}: {line['goal']}": line["ratio"] for line in lines if "goal" in line}
+    return {f"{line['benchmark']}: {line['goal']}": line["ratio"] for line in lines if "ratio" in line}
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,6 @@ from legw_hpc.comm import connect
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.data.sources import synthetic
 from legw_hpc.figures.quality import COLOURS
-from legw_hpc.launcher import local_ranks
 
 SAMPLES = 65536  # every batch divides it: all steps are of one size
 SECONDS = 600  # that a point may take
@@ -70,9 +68,10 @@ def points(quick: bool) -> list[Point]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=ABOUT, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="fewer points and steps")
-    parser.add_argument("--to", type=Path, default=measure.RESULTS, help="folder for the results (default: benchmarks/results)")
+    parser.add_argument("--to", type=Path, help="folder for the results (default: benchmarks/results, quick/ in it)")
     parser.add_argument("--point", nargs=2, metavar=("JSON", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.to = options.to or (measure.QUICK_RESULTS if options.quick else measure.RESULTS)
     if options.point:
         measured(Point(**json.loads(options.point[0])), Path(options.point[1]))
         return
@@ -94,9 +93,7 @@ def launched(point: Point, folder: Path, quick: bool) -> dict[str, Any]:
     data = folder / f"{point.shards}"
     if not data.exists():
         synthetic.write(data, (28, 28), 10, SAMPLES, 100, samples_per_shard=-(-SAMPLES // point.shards))
-    command, environment = local_ranks(point.ranks)
-    if point.ranks <= len(os.sched_getaffinity(0)):
-        environment |= {"PRTE_MCA_hwloc_default_binding_policy": "core", "OMPI_MCA_hwloc_base_binding_policy": "core"}
+    command, environment = measure.on_ranks(point.ranks)
     command += [sys.executable, "-m", "benchmarks.growth", "--point", json.dumps(asdict(point)), str(data)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -115,9 +112,8 @@ def measured(point: Point, data: Path) -> None:
         seconds = [bench.seconds(trained.step) for _ in range(point.steps + 1)][1:]
         memory = max(comm.gather(peak_memory()))
         if comm.rank == 0:
-            options = argparse.Namespace(quick=False, threads=1)
             case = measure.Case(f"{point.axis} {point.along}", lambda: None, point.batch, "samples")
-            row = measure._row("growth", case, seconds, options, comm) | asdict(point)
+            row = measure.row("growth", case, seconds, bench, threads=1) | asdict(point)
             print(json.dumps(row | {"step_s": statistics.median(seconds), "peak_mb": memory}), flush=True)
     finally:
         comm.close()

@@ -1,6 +1,6 @@
 """The training pipeline of ImageNet on one core: ours beside Pillow with torchvision's transforms in a DataLoader.
 
-LEGW_BENCH_IMAGES names a folder with train/CLASS/*; without it the images are made up.
+`--source` names a folder with train/CLASS/*; without it the images are made up.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def cases(bench: Bench) -> Outcome:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # ours reads in a thread of its own
     augment.set_threads(1)
     limit = QUICK_IMAGES if bench.quick else IMAGES
-    if given := os.environ.get("LEGW_BENCH_IMAGES"):
-        source, shards = Path(given), made.temporary(bench) / "data"
+    if bench.source:
+        source, shards = bench.source, made.temporary(bench) / "data"
         images.convert(source, shards, splits=("train",), workers=1)
-        note = "images of LEGW_BENCH_IMAGES"
+        note = "real images"
     else:
         shards = Path(made.jpegs(bench, QUICK_IMAGES)[0].removeprefix("data.dir="))
         source, note = shards.parent / "jpegs", "images made up, smooth with noise, 500 x 375"

@@ -28,6 +28,7 @@ from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.launcher import launched, local_ranks
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = RESULTS / "quick"  # what check.py compares with
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,21 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A number that is to stay at or below another, where a ratio of two cases does not say it.
+
+    Attributes:
+        name: with the unit.
+        note: what stands beside the figure in the table.
+    """
+
+    name: str
+    value: float
+    at_most: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What `cases` returns.
 
@@ -71,14 +87,14 @@ class Outcome:
         cases: in the order of measurement.
         goals: judged at the end.
         notes: lines under the table, such as a bound or a profile.
-        after: called once after the measurements, on every rank, with the seconds by case; its lines
-            are added to the notes.
+        after: called once after the measurements, on every rank, with the seconds by case; gives more
+            notes, and limits.
     """
 
     cases: Sequence[Case]
     goals: Sequence[Goal] = ()
     notes: list[str] = field(default_factory=list)
-    after: Callable[[dict[str, list[float]]], list[str]] | None = None
+    after: Callable[[dict[str, list[float]]], Sequence[str | Limit]] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,10 +104,12 @@ class Bench:
     Attributes:
         comm: the ranks.
         quick: a smaller size is wanted.
+        source: real data to read instead of made-up data, where the benchmark can.
     """
 
     comm: Comm
     quick: bool
+    source: Path | None = None
 
     def seconds(self, work: Callable[[], float | None]) -> float:
         """The slowest rank's seconds; all start together."""
@@ -125,17 +143,23 @@ def run(name: str, about: str, cases: Callable[[Bench], Outcome], *, ranks: int 
     """
     options = _options(about, ranks, rounds)
     if options.ranks > 1 and launched().size == 1:
-        sys.exit(_launch(name, options.ranks))
+        command, environment = on_ranks(options.ranks)
+        sys.exit(subprocess.call([*command, sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], env=environment))
     torch.set_num_threads(options.threads)
     comm = connect()
     try:
-        bench = Bench(comm, options.quick)
+        bench = Bench(comm, options.quick, options.source)
         outcome = cases(bench)
         seconds = _interleaved(bench, outcome.cases, options.rounds)
-        notes = outcome.notes + (outcome.after(seconds) if outcome.after else [])
+        said = outcome.after(seconds) if outcome.after else []
+        notes = outcome.notes + [line for line in said if isinstance(line, str)]
         if comm.rank == 0:
-            rows = [_row(name, case, seconds[case.name], options, comm) for case in outcome.cases]
+            rows = [row(name, case, seconds[case.name], bench, options.threads) for case in outcome.cases]
             judged = [_judged(goal, seconds, outcome.cases) for goal in outcome.goals]
+            judged += [
+                {"goal": line.name, "value": line.value, "at_most": line.at_most, "note": line.note}
+                for line in said if isinstance(line, Limit)
+            ]  # fmt: skip
             _write(name, about, rows, judged, notes, options.to)
     finally:
         if distributed.is_initialized():
@@ -149,20 +173,20 @@ def _options(about: str, ranks: int, rounds: int) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=ranks, help=f"default: {ranks}")
     parser.add_argument("--threads", type=int, default=1, help="a rank (default: 1)")
     parser.add_argument("--rounds", type=int, help=f"default: {rounds}; 3 if quick")
-    parser.add_argument(
-        "--to", type=Path, default=RESULTS, help="folder for NAME.jsonl and NAME.md (default: benchmarks/results)"
-    )
+    parser.add_argument("--source", type=Path, help="real data, where the benchmark can read some")
+    parser.add_argument("--to", type=Path, help="folder for NAME.jsonl and NAME.md (default: benchmarks/results, quick/ in it)")
     options = parser.parse_args()
+    options.to = options.to or (QUICK_RESULTS if options.quick else RESULTS)
     options.rounds = options.rounds or (3 if options.quick else rounds)
     return options
 
 
-def _launch(name: str, ranks: int) -> int:
-    """This program again, on so many ranks, a core each where there are enough."""
+def on_ranks(ranks: int) -> tuple[list[str], dict[str, str]]:
+    """The command prefix and environment that start ranks here, each on a core of its own where there are enough."""
     command, environment = local_ranks(ranks)
     if ranks <= len(os.sched_getaffinity(0)):
         environment |= {"PRTE_MCA_hwloc_default_binding_policy": "core", "OMPI_MCA_hwloc_base_binding_policy": "core"}
-    return subprocess.call([*command, sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], env=environment)
+    return command, environment
 
 
 def _interleaved(bench: Bench, cases: Sequence[Case], rounds: int) -> dict[str, list[float]]:
@@ -176,15 +200,16 @@ def _interleaved(bench: Bench, cases: Sequence[Case], rounds: int) -> dict[str, 
     return seconds
 
 
-def _row(name: str, case: Case, seconds: list[float], options: argparse.Namespace, comm: Comm) -> dict[str, Any]:
+def row(name: str, case: Case, seconds: list[float], bench: Bench, threads: int) -> dict[str, Any]:
+    """A case's line in the record: what was measured, and where."""
     values = [case.work / s for s in seconds] if case.work else seconds
-    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {
         "benchmark": name, "case": case.name, "unit": f"{case.unit}/s" if case.work else "s", "n": len(values),
-        "median": statistics.median(values), "quartiles": [quartiles[0], quartiles[2]], "quick": options.quick,
-        "ranks": comm.size, "threads": options.threads,
-        "oversubscribed": comm.local_size * options.threads > (os.cpu_count() or 1),
-        "command": f"python -m benchmarks.{name} " + " ".join(sys.argv[1:]), "commit": runlog.commit(),
+        "median": statistics.median(values), "quartiles": [quartiles[0], quartiles[2]], "quick": bench.quick,
+        "ranks": bench.comm.size, "threads": threads,
+        "oversubscribed": bench.comm.local_size * threads > (os.cpu_count() or 1),
+        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(), "commit": runlog.commit(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "versions": runlog.versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
@@ -220,26 +245,37 @@ def _write(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[s
     print(text, flush=True)
 
 
+def figures(goal: dict[str, Any]) -> tuple[float, str, float]:
+    """What was measured, whether the goal is at "least" or "most", and the goal."""
+    return (goal["ratio"], "least", goal["at_least"]) if "ratio" in goal else (goal["value"], "most", goal["at_most"])
+
+
+def reached(goal: dict[str, Any]) -> bool:
+    """Of a goal's line in a record."""
+    found, sign, wanted = figures(goal)
+    return found >= wanted if sign == "least" else found <= wanted
+
+
 def table(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[str, Any]], notes: list[str]) -> str:
     """Markdown: the cases, the goals, and where it was measured."""
     lines = [f"# {name}: {about}", "", "| case | median | quartiles | n |", "|---|--:|--:|--:|"]
-    for row in rows:
-        low, high = row["quartiles"]
+    for line in rows:
+        low, high = line["quartiles"]
         lines.append(
-            f"| {row['case']} | {_number(row['median'])} {row['unit']} | {_number(low)} to {_number(high)} | {row['n']} |"
+            f"| {line['case']} | {_number(line['median'])} {line['unit']} | {_number(low)} to {_number(high)} | {line['n']} |"
         )
     if goals:
-        lines += ["", "| speed | ratio | goal | |", "|---|--:|--:|---|"]
+        lines += ["", "| | measured | goal | |", "|---|--:|--:|---|"]
         for goal in goals:
-            met = "reached" if goal["ratio"] >= goal["at_least"] else "not reached"
-            said = "; ".join(filter(None, [met, goal["note"]]))
-            lines.append(f"| {goal['goal']} | {goal['ratio']:.2f} | ≥ {goal['at_least']:g} | {said} |")
-    row = rows[0]
-    crowd = ", oversubscribed" if row["oversubscribed"] else ""
+            said = "; ".join(filter(None, ["reached" if reached(goal) else "not reached", goal["note"]]))
+            found, sign, wanted = figures(goal)
+            lines.append(f"| {goal['goal']} | {found:.3g} | {'≥' if sign == 'least' else '≤'} {wanted:.3g} | {said} |")
+    where = rows[0]
+    crowd = ", oversubscribed" if where["oversubscribed"] else ""
     lines += ["", *(f"{note}  " for note in notes), ""] if notes else [""]
     lines += [
-        f"`{row['command'].strip()}`, {row['time']}, commit {row['commit']}; {row['hardware']}; {row['ranks']} ranks x "
-        f"{row['threads']} threads{crowd}; torch {row['versions']['torch']}, Horovod {row['versions']['horovod']}.",
+        f"`{where['command']}`, {where['time']}, commit {where['commit']}; {where['hardware']}; {where['ranks']} ranks x "
+        f"{where['threads']} threads{crowd}; torch {where['versions']['torch']}, Horovod {where['versions']['horovod']}.",
         "",
     ]
     return "\n".join(lines)

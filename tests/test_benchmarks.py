@@ -70,7 +70,7 @@ def test_a_goal_is_judged_round_by_round(
 
 ROW: Line = {
     "benchmark": "step", "case": "ours", "unit": "samples/s", "n": 7, "median": 12345.6, "quartiles": [9.8765, 23456.7],
-    "quick": False, "ranks": 2, "threads": 1, "oversubscribed": False, "command": "python -m benchmarks.step ",
+    "quick": False, "ranks": 2, "threads": 1, "oversubscribed": False, "command": "python -m benchmarks.step",
     "commit": "abc", "hardware": "a processor, 2 cores", "versions": {"torch": "2.13.0", "horovod": None}, "time": "then",
 }  # fmt: skip
 
@@ -78,7 +78,7 @@ ROW: Line = {
 @pytest.mark.parametrize(
     ("ratio_", "note", "said"),
     [
-        (2.0, "", "| ours / theirs | 2.00 | ≥ 2 | reached |"),
+        (2.0, "", "| ours / theirs | 2 | ≥ 2 | reached |"),
         (1.99, "why", "| ours / theirs | 1.99 | ≥ 2 | not reached; why |"),
     ],
 )
@@ -97,12 +97,13 @@ def test_the_benchmarks_are_found_and_their_goals_listed(tmp_path: Path) -> None
     names = program.names()
     assert {"mnist_step", "shards", "jpeg", "growth"} <= set(names)
     assert not {"measure", "check", "__main__", "ours"} & set(names)
-    (tmp_path / "step.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (CASE, ratio(2.5), ratio(1, "a / b"))))
-    (tmp_path / "step.md").write_text("| a | reached |\n0.4 % waits; goal at most 2 %: reached.  \nelse\n")
+    limit = {"benchmark": "step", "goal": "% that waits", "value": 0.4, "at_most": 2.0, "note": ""}
+    lines = (CASE, ratio(2.5), ratio(1, "a / b"), limit)
+    (tmp_path / "step.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert program.goals(tmp_path, "step") == [
-        "ours / theirs is 2.50, goal at least 2: reached",
-        "a / b is 1.00, goal at least 2: not reached",
-        "0.4 % waits; goal at most 2 %: reached.",
+        "ours / theirs is 2.5, goal at least 2: reached",
+        "a / b is 1, goal at least 2: not reached",
+        "% that waits is 0.4, goal at most 2: reached",
     ]
 
 
