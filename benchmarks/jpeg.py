@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import made
 from benchmarks.measure import Bench, Case, Goal, Outcome, run
 from legw_hpc.apps import application
-from legw_hpc.apps.images import IMAGENET
+from legw_hpc.apps.images import IMAGENET, normalised
 from legw_hpc.data import augment
 from legw_hpc.data.loader import train_steps
 from legw_hpc.data.order import Shuffled
@@ -68,7 +68,6 @@ def ours(data: Shards, count: int) -> Callable[[], Batches]:
     """What a training run reads, and the normalisation that its model begins with."""
     app = application("resnet50")
     order = Shuffled(len(data), count, seed=1)
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
     epochs = itertools.count()
 
     def read() -> Batches:
@@ -79,7 +78,7 @@ def ours(data: Shards, count: int) -> Callable[[], Batches]:
         )  # fmt: skip
         for step in steps:
             for pixels, labels in step.micro_batches:
-                yield pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(deviation), labels
+                yield normalised(pixels, *IMAGENET), labels
 
     return read
 

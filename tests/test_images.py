@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from legw_hpc.apps import application
+from legw_hpc.apps.images import normalised
 from legw_hpc.data.shards import Shards
 from legw_hpc.data.sources import images, small_images
 from legw_hpc.errors import InputError
@@ -55,6 +56,16 @@ def training(recipe: str, folder: Path, **changed: object) -> list[str]:
         "batch": 10, "baseline.batch": 10, "micro_batch": 4, "epochs": 2, "threads": 1,
     } | changed  # fmt: skip
     return [recipe, *(f"{key}={value}" for key, value in words.items())]
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 32, 32), (0, 8, 8)])
+def test_pixels_are_normalised_by_channel(shape: tuple[int, int, int]) -> None:
+    mean, deviation = (10.0, 100.0, 200.0), (50.0, 20.0, 70.0)
+    pixels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+    expected = (pixels.double() - torch.tensor(mean)) / torch.tensor(deviation)
+    found = normalised(pixels, mean, deviation)
+    torch.testing.assert_close(found, expected.permute(0, 3, 1, 2).float(), rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def state(run: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -80,6 +80,18 @@ def resnet20(classes: int = 10, label_smoothing: float = 0.0, batch_norm: str = 
     return _classifier("resnet20", model, fields, decode, classes, label_smoothing, CIFAR10, "test")
 
 
+def normalised(images: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+    """Images [B, H, W, 3] uint8, less the mean and over the deviation: [B, 3, H, W] float32, channels last in memory.
+
+    The three numbers are repeated along a row of pixels, so that a processor works on whole rows.
+    """
+    batch, height, width, channels = images.shape
+    centre, factor = (torch.tensor(values, device=images.device).repeat(width) for values in (mean, deviation))
+    rows = images.reshape(batch, height, width * channels).float()
+    torch.addcmul(-centre / factor, rows, 1 / factor, out=rows)
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
 def _classifier(
     name: str,
     model: Callable[[], nn.Module],
@@ -93,9 +105,8 @@ def _classifier(
     check_options(classes=(classes, int, 1, 2**31), label_smoothing=(label_smoothing, (int, float), 0, 1))
 
     def network(model: nn.Module, images: Tensor) -> Tensor:
-        """Logits of images [B, H, W, 3] uint8; the channels stay last in memory."""
-        mean, deviation = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in scale)
-        return model(images.permute(0, 3, 1, 2).float().sub_(mean).div_(deviation)).float()
+        """Logits of images [B, H, W, 3] uint8."""
+        return model(normalised(images, *scale)).float()
 
     def loss(model: nn.Module, carried: None, images: Tensor, labels: Tensor) -> tuple[Tensor, None]:
         return F.cross_entropy(network(model, images), labels, reduction="sum", label_smoothing=label_smoothing), None
