@@ -29,7 +29,7 @@ test: lint
 PIP = "$(BIN)/pip" install -q --disable-pip-version-check -c "$(VENV)/constraints.txt"
 peers: setup
 	@$(PIP) --no-build-isolation -e ".[bench]"
-	@$(PIP) --no-deps mosaicml-streaming
+	@$(PIP) --no-deps mosaicml-streaming timm
 
 bench: peers
 	@"$(BIN)/python" -m benchmarks --quick

@@ -31,7 +31,7 @@ def cases(bench: Bench) -> Outcome:
     steps = 1 if bench.quick else 5
     torch.manual_seed(1)
     size = sum(p.numel() for p in resnet50().parameters())
-    fresh, target = torch.randn(size) * 1e-3, torch.empty(size)
+    fresh, target = torch.randn(size) * 1e-3, torch.zeros(size)
 
     def case(name: str, make: Callable[[nn.Module], Optimizer]) -> Case:
         model = resnet50()

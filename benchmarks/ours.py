@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from benchmarks.measure import Bench
 from legw_hpc.recipe import load
 from legw_hpc.trainer import Timing
@@ -17,7 +19,7 @@ class Trained:
     """
 
     def __init__(self, bench: Bench, recipe: str, words: list[str]):
-        self.work = prepare(load(recipe, words), bench.comm)
+        self.work = prepare(load(recipe, [*words, f"threads={torch.get_num_threads()}"]), bench.comm)
         self.timing = Timing()
         self._steps = self.work.train(0, self.timing, [])
 

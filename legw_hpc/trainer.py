@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -131,18 +130,18 @@ def train(
     flat = FlatGradients(model)
     model.train()
     clock = time.perf_counter
-    start = clock()
+    asked = start = clock()
     for step in steps:
+        waited = clock() - asked
         lr = derived.lr(step.number)
         for group in optimizer.param_groups:
             group["lr"] = lr
         # For a model that draws from torch (PtbLSTM's dropout draws by row instead): resume needs no state.
-        torch.manual_seed(_mixed(derived.recipe.seed, step.number, comm.rank))
+        _seed(flat.buffer.device, derived.recipe.seed, step.number, comm.rank)
         flat.buffer.zero_()
         if step.first:
             carried.clear()
         scale = precision.scale
-        waited = clock() - start
         asked = clock()
         for number, tensors in enumerate(step.micro_batches):
             waited += clock() - asked
@@ -183,12 +182,17 @@ def train(
         timing.exchange += exchanged - computed
         timing.update += end - exchanged
         yield Done(step.number + 1, lr, loss_now, norm_now, not update, stop > 0, save > 0)
-        start = clock()
+        asked = start = clock()
 
 
-def _mixed(*numbers: int) -> int:
-    """One 64-bit seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+def _seed(device: torch.device, *numbers: int) -> None:
+    """Seed torch's generator of a device; `torch.manual_seed` goes through all kinds of device, 0.4 ms a step."""
+    mixed = 0
+    for number in numbers:  # multiplied as in FNV-1a; the generator mixes what it is given
+        mixed = ((mixed ^ number) * 0x100000001B3 + number) % 2**63
+    torch.default_generator.manual_seed(mixed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(mixed)
 
 
 def evaluate(
