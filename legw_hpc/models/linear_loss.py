@@ -44,22 +44,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_states, d_weight, d_bias = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
         loss = weight.new_zeros(())
         # The products are in the precision of the states (bf16 under autocast), everything between in fp32 or more.
-        kind, wide = states.dtype, torch.promote_types(states.dtype, torch.float32)
-        low_weight, low_bias = weight.to(kind), bias.to(kind)
+        low, wide = states.dtype, torch.promote_types(states.dtype, torch.float32)
+        low_weight, low_bias = weight.to(low), bias.to(low)
         # One buffer for all chunks: a fresh one costs half as much again as the product that fills it.
-        buffer = states.new_empty(min(CHUNK, len(states)), len(weight))
+        shape = min(CHUNK, len(states)), len(weight)
+        low_buffer = states.new_empty(shape)
+        buffer = low_buffer if low == wide else states.new_empty(shape, dtype=wide)
         for i in range(0, len(states), CHUNK):
             h, t = states[i : i + CHUNK], targets[i : i + CHUNK, None]
-            p = torch.addmm(low_bias, h, low_weight.t(), out=buffer[: len(h)]).to(wide)
+            low_p, p = low_buffer[: len(h)], buffer[: len(h)]
+            torch.addmm(low_bias, h, low_weight.t(), out=low_p)
+            if low != wide:
+                p.copy_(low_p)
             top, right = p.amax(1), p.gather(1, t)[:, 0]
             torch.softmax(p, 1, out=p)
             # The largest probability is 1 / sum(exp(logit - top)), and never 0, as that of the target can be.
             loss += (top - p.amax(1).log() - right).sum()
             p.scatter_add_(1, t, p.new_full(t.shape, -1.0))
             d_bias += p.sum(0)
-            low_p = p.to(kind)
+            if low != wide:
+                low_p.copy_(p)
             torch.mm(low_p, low_weight, out=d_states[i : i + CHUNK])
-            if kind == d_weight.dtype:
+            if low == d_weight.dtype:
                 d_weight.addmm_(low_p.t(), h)
             else:
                 d_weight += low_p.t() @ h
