@@ -28,7 +28,14 @@ def test_plan_prints_what_is_shown(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "legw_hpc/data/FORMAT.md", "results/baseline-mnist-lstm.md", "results/baseline-ptb-lstm.md"]
+    "page",
+    [
+        "README.md",
+        "legw_hpc/data/FORMAT.md",
+        "results/baseline-mnist-lstm.md",
+        "results/baseline-ptb-lstm.md",
+        "results/imagenet-sample.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
