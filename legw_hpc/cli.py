@@ -1,4 +1,4 @@
-"""The command line: legw-hpc train | plan | data | sweep | doctor.
+"""The command line: legw-hpc train | plan | data | sweep | submit | status | doctor.
 
 Parsing imports nothing heavy, so `--help` and `plan` answer at once on a login node.
 """
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from legw_hpc import errors
+from legw_hpc.data import command as data_command
 from legw_hpc.launcher import launched
+from legw_hpc.submit import command as submit_command
 
 # How long other ranks leave the word to rank 0 before they are connected (assumed: ranks start within this).
 GRACE_SECONDS = 10.0
@@ -25,6 +27,8 @@ EXAMPLES = """examples:
   legw-hpc plan mnist-lstm batch=8192                    what LEGW makes of a batch; no torch needed
   mpirun -np 2 legw-hpc train mnist-lstm batch=8192      train on two ranks
   legw-hpc sweep mnist-lstm-sample batch=32,1024 scheme=legw,linear --ranks 2
+  legw-hpc submit mnist-lstm batch=8192 --machine skylake --nodes 4 --dry-run
+  legw-hpc status runs/*                                 step, rate, time to go, jobs, last error
   legw-hpc doctor --ranks 2                              is everything in order?
 
 exit codes: 0 done, 1 a bug, 2 something to mend, 3 diverged, 4 a rank has stopped, 85 stopped by a signal: run again to resume
@@ -80,7 +84,17 @@ def parser() -> argparse.ArgumentParser:
         "  legw-hpc data synthetic --shape 28,28 --classes 10 --train 60000 --test 10000 --out data/synthetic\n"
         "  legw-hpc data verify data/mnist",
     )  # fmt: skip
-    _data_arguments(data)
+    data_command.arguments(data)
+
+    submit = command("submit", "make a SLURM or PBS script for a recipe on a machine, and submit it", submit_command.EXAMPLES)
+    _recipe_arguments(submit)
+    submit_command.arguments(submit)
+
+    status = command(
+        "status", "where runs are: state, step, samples/s, time to go, jobs, last error",
+        "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/*",
+    )  # fmt: skip
+    status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
 
     doctor = command(
         "doctor", "check MPI, Horovod, ranks, threads, HDF5 and disk; each fault with a remedy",
@@ -93,70 +107,6 @@ def parser() -> argparse.ArgumentParser:
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="name of a packaged recipe, or path of a .toml file")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as batch=8192, scheme=linear, baseline.lr=0.1")
-
-
-def _data_arguments(data: argparse.ArgumentParser) -> None:
-    sources = data.add_subparsers(dest="source_name", metavar="SOURCE", required=True)
-
-    def source(name: str, summary: str) -> argparse.ArgumentParser:
-        made = sources.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        made.add_argument("--out", type=Path, default=Path("data") / name, help=f"data folder to make (default: data/{name})")
-        return made
-
-    def samples_per_shard(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
-
-    mnist = source("mnist", "MNIST from its four IDX files")
-    where = mnist.add_mutually_exclusive_group(required=True)
-    where.add_argument("--source", type=Path, help="folder with the IDX files, plain or .gz")
-    where.add_argument("--download", action="store_true", help="fetch them from a public mirror, checked, into OUT/idx")
-    samples_per_shard(mnist)
-    ptb = source("ptb", "Penn Treebank words from ptb.train.txt, ptb.valid.txt and ptb.test.txt, checked")
-    ptb.add_argument("--source", type=Path, required=True, help="folder with the three files")
-    text = source("text", "any text in the layout of PTB: NAME.train.txt, NAME.valid.txt and NAME.test.txt")
-    text.add_argument("--source", type=Path, required=True, help="folder with the three files")
-    text.add_argument("--name", default="ptb", help="what the files' names begin with (default: ptb)")
-    for name, summary in (
-        ("imagenet", "ImageNet from class folders or its tar files, as JPEGs"),
-        ("images", "any train/CLASS/ and val/CLASS/ folders, as JPEGs"),
-    ):
-        images = source(name, summary)
-        images.add_argument("--source", type=Path, required=True, help="folder with train and val")
-        images.add_argument(
-            "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
-        )
-        images.add_argument("--shard-bytes", type=_positive, default=1 << 30, help="default: 1 GiB")
-        images.add_argument("--skip-broken", action="store_true", help="leave out images that do not decode, and name them")
-        if name == "imagenet":
-            images.add_argument(
-                "--val-labels", type=Path, help="lines of FILE CLASS, for validation images without class folders"
-            )
-    cifar10 = source("cifar10", "CIFAR-10 from the binary archive or from class folders (or a tar of them), decoded")
-    cifar10.add_argument("--source", type=Path, required=True, help="folder or archive")
-    samples_per_shard(cifar10)
-    small = source("small-images", "class folders of images of one small size, decoded")
-    small.add_argument("--source", type=Path, required=True, help="folder, or a tar of it")
-    small.add_argument("--size", type=_shape, required=True, metavar="H,W", help="pixels")
-    samples_per_shard(small)
-    synthetic = source("synthetic", "random samples of any shape")
-    synthetic.add_argument("--shape", type=_shape, default=(28, 28), help="of a sample (default: 28,28)")
-    synthetic.add_argument("--classes", type=_positive, default=10, help="default: 10")
-    synthetic.add_argument("--train", type=_positive, default=60000, help="samples (default: 60000)")
-    synthetic.add_argument("--test", type=_positive, default=10000, help="samples (default: 10000)")
-    synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
-    samples_per_shard(synthetic)
-    verify = sources.add_parser("verify", help="read every sample and compare all checksums", allow_abbrev=False)
-    verify.add_argument("folder", type=Path)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -233,47 +183,17 @@ def _sweep(options: argparse.Namespace) -> None:
     sweep.sweep(options.recipe, options.overrides, options.ranks, options.to)
 
 
-def _data(options: argparse.Namespace) -> None:
-    from legw_hpc.data.format import read_index
-    from legw_hpc.data.shards import verify
-
+def _submit(options: argparse.Namespace) -> None:
     if launched().size > 1:
-        raise errors.InputError(f"legw-hpc data is one process's work; the launcher started {launched().size}")
-    if options.source_name == "verify":
-        counts = verify(options.folder)
-        print(f"{options.folder}: whole: " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
-        return
-    _convert(options)
-    splits = read_index(options.out)["splits"]
-    print(f"{options.out}: " + ", ".join(f"{s} {e['count']:,} in {len(e['shards'])}" for s, e in splits.items()))
+        raise errors.InputError(f"legw-hpc submit is one process's work; the launcher started {launched().size}")
+    submit_command.run(options)
 
 
-def _convert(options: argparse.Namespace) -> None:
-    from legw_hpc.data.sources import cifar10, imagenet, images, mnist, small_images, synthetic, text
+def _status(options: argparse.Namespace) -> None:
+    from legw_hpc.status import status
 
-    name, out = options.source_name, options.out
-    if name == "mnist":
-        if options.download:
-            mnist.download(out / "idx")
-        mnist.convert(out / "idx" if options.download else options.source, out, options.samples_per_shard)
-    elif name == "ptb":
-        text.convert_ptb(options.source, out)
-    elif name == "text":
-        text.convert(options.source, out, options.name)
-    elif name in ("imagenet", "images"):
-        how = {"workers": options.workers, "shard_bytes": options.shard_bytes, "skip_broken": options.skip_broken}
-        if name == "imagenet":
-            imagenet.convert(options.source, out, val_labels=options.val_labels, **how)
-        else:
-            images.convert(options.source, out, **how)
-    elif name == "cifar10":
-        cifar10.convert(options.source, out, options.samples_per_shard)
-    elif name == "small-images":
-        if len(options.size) != 2:
-            raise errors.InputError(f"--size is H,W, not {','.join(map(str, options.size))}")
-        small_images.convert(options.source, out, options.size, options.samples_per_shard)
-    else:
-        synthetic.write(out, options.shape, options.classes, options.train, options.test, options.seed, options.samples_per_shard)
+    for run in options.runs:
+        print("\n".join(status(run).lines()))
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -282,4 +202,7 @@ def _doctor(options: argparse.Namespace) -> None:
     doctor.doctor(options.ranks)
 
 
-_COMMANDS = {"train": _train, "plan": _plan, "data": _data, "sweep": _sweep, "doctor": _doctor}
+_COMMANDS = {
+    "train": _train, "plan": _plan, "data": data_command.run, "sweep": _sweep, "submit": _submit, "status": _status,
+    "doctor": _doctor,
+}  # fmt: skip

@@ -118,7 +118,8 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     try:
         theirs = json.loads(path.read_text())
     except FileNotFoundError:
-        if strangers := sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".part")):
+        names = sorted(entry.name for entry in folder.iterdir())
+        if strangers := [name for name in names if name != runlog.JOBS and not name.endswith(".part")]:
             raise InputError(f"{folder}: not empty ({strangers[0]}) and not a run's folder; nothing overwritten") from None
         with written_whole(path) as aside:
             aside.write_text(json.dumps(mine, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import sys
 import types
@@ -47,6 +48,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"x = {text}")["x"]
     except (ValueError, KeyError):
+        value = text
+    if isinstance(value, datetime.date | datetime.time):  # walltime=12:00:00; no key here is a date
         value = text
     *tables, last = key.split(".")
     for table in tables:

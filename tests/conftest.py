@@ -14,6 +14,7 @@ import torch
 from legw_hpc.cli import main
 from legw_hpc.data.sources import synthetic
 from tests.pictures import CLASSES, picture
+from tests.stubs import Stubs
 
 torch.set_num_threads(1)  # bit-for-bit comparisons, and no fight with the ranks of other tests
 
@@ -83,3 +84,12 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return subprocess.CompletedProcess(words, code, said.out, said.err)
 
     return call
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Stubs:
+    """A folder of commands in the place of a cluster's; each does nothing but write down its arguments."""
+    made = Stubs(tmp_path)
+    for name in ("legw-hpc", "python", "scontrol", "qsub", "sbatch", "qstat", "ompi_info", "prte_info"):
+        made.says(name)
+    return made

@@ -33,9 +33,9 @@ def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
 
 # Imports point downward only: each of these names nothing to its right.
 LAYERS = [
-    "cli", "doctor", "sweep", "figures", "single_run", "watchdog", "work", "runfolder", "checkpoint", "trainer", "precision",
-    "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "recipe", "strict", "steps", "schedule", "legw",
-    "errors",
+    "cli", "doctor", "status", "submit", "sweep", "figures", "single_run", "watchdog", "work", "runfolder", "checkpoint",
+    "trainer", "precision", "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "recipe", "strict",
+    "steps", "schedule", "legw", "errors",
 ]  # fmt: skip
 
 
@@ -50,7 +50,18 @@ def test_imports_point_downward() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["legw_hpc", "legw_hpc.legw", "legw_hpc.schedule", "legw_hpc.recipe", "legw_hpc.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "legw_hpc",
+        "legw_hpc.legw",
+        "legw_hpc.schedule",
+        "legw_hpc.recipe",
+        "legw_hpc.cli",
+        "legw_hpc.submit.send",
+        "legw_hpc.status",
+    ],
+)
 def test_the_rule_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

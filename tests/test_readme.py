@@ -31,6 +31,7 @@ def test_plan_prints_what_is_shown(cli: Cli) -> None:
     "page",
     [
         "README.md",
+        "jobs/README.md",
         "legw_hpc/data/FORMAT.md",
         "results/baseline-mnist-lstm.md",
         "results/baseline-ptb-lstm.md",

@@ -1,0 +1,27 @@
+#!/bin/bash
+# The six runs of Table 1 (ImageNet, ResNet-50, batch 1,024 to 32,768), a job each.
+#
+#   jobs/ladder.sh MACHINE [key=value ...] [option ...]     as of every `legw-hpc submit`
+#   jobs/ladder.sh skylake --time 12:00:00 --chain 8 --stage --account A
+#   DRY_RUN=1 jobs/ladder.sh knl                         print the six commands, submit nothing
+#
+# 32 images a rank and step: the recipe's micro-batch, over which batch norm is.  So every run has the same
+# load on a node, and a fixed number of epochs takes half the time with twice the nodes.
+set -eu
+
+machine=${1:?usage: jobs/ladder.sh MACHINE [key=value ...] [option ...]}
+shift
+case $machine in # ranks a node x 32
+    knl | skylake) images=64 ;;
+    gpu4) images=128 ;;
+    gpu8) images=256 ;;
+    *) images=${IMAGES:?machine $machine: set IMAGES to 32 x its ranks a node} ;;
+esac
+for batch in 1024 2048 4096 8192 16384 32768; do
+    command=(legw-hpc submit imagenet-resnet50 "batch=$batch" "$@" --machine "$machine" --nodes $((batch / images)))
+    if [ -n "${DRY_RUN:-}" ]; then
+        printf '%q ' "${command[@]}"; echo
+    else
+        "${command[@]}"
+    fi
+done

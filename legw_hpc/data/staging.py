@@ -1,0 +1,56 @@
+"""Shards copied to node-local storage: one process of each node copies and checks, its others wait."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from legw_hpc.data.shards import verify
+from legw_hpc.errors import InputError
+
+WHOLE, BROKEN = ".whole", ".broken"
+POLL_SECONDS = 0.5
+# A process that copies and is killed leaves no word; its launcher ends the others, or this does (assumed).
+LONGEST_SECONDS = 4 * 3600.0
+
+
+def stage(source: Path, to: Path) -> bool:
+    """Copy a data folder; every process of a node calls it with the same folders.
+
+    Args:
+        source: a data folder.
+        to: on a disk of the node's own; must not exist.
+
+    Returns:
+        Did this process copy.
+
+    Raises:
+        InputError: the copy is not whole, on every process of the node.
+    """
+    try:
+        to.mkdir()  # one of them succeeds: no ranks needed, and no MPI
+    except FileExistsError:
+        _wait(to)
+        return False
+    except OSError as error:
+        raise InputError(f"{to}: cannot make this folder: {error.strerror}") from None
+    try:
+        shutil.copytree(source, to, dirs_exist_ok=True)
+        verify(to)
+    except (OSError, InputError) as error:
+        text = f"{source}: no whole copy in {to}: {error}"
+        (to / BROKEN).touch()  # even a full disk has room for a name
+        raise InputError(text) from None
+    (to / WHOLE).touch()
+    return True
+
+
+def _wait(to: Path) -> None:
+    start = time.monotonic()
+    while not (to / WHOLE).exists():
+        if (to / BROKEN).exists():
+            raise InputError(f"{to}: another process of this node could not make the copy")
+        if time.monotonic() - start > LONGEST_SECONDS:
+            raise InputError(f"{to}: another process of this node has been copying for {LONGEST_SECONDS / 3600:g} h; gave up")
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,69 @@
+"""legw-hpc submit: its options, and what it does with them.  Parsing imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+EXAMPLES = (
+    "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --dry-run\n"
+    "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --chain 5 --stage\n"
+    "  legw-hpc submit mnist-lstm batch=1024,2048,4096 --array --to runs/grid --machine knl --nodes 4\n"
+    "  legw-hpc submit mnist-lstm batch=4096 --machine my-site.toml --nodes 8 --scheduler pbs --set pbs.launcher=hydra\n"
+    "The machines are in jobs/machines/; the script stays in RUN/jobs, with the output of the job."
+)
+
+
+def arguments(submit: argparse.ArgumentParser) -> None:
+    """The options besides recipe and overrides."""
+    submit.add_argument("--machine", required=True, help="name of a machine (jobs/machines/), or path of a .toml file")
+    submit.add_argument("--nodes", type=int, required=True, help="of the job, or of each task of an array")
+    submit.add_argument("--time", default="", metavar="HH:MM:SS", help="walltime (default: the machine's longest)")
+    submit.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
+    submit.add_argument(
+        "--chain", type=int, default=1, metavar="K", help="run up to K times, each going on from the last checkpoint (default: 1)"
+    )
+    submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
+    submit.add_argument("--to", type=Path, default=Path("runs/sweep"), help="folder of an array's runs (default: runs/sweep)")
+    submit.add_argument("--stage", action="store_true", help="copy the shards to node-local storage first, checked")
+    submit.add_argument("--account", default="", help="to charge")
+    submit.add_argument("--partition", default="", help="partition or queue (default: the machine's)")
+    submit.add_argument("--scheduler", choices=("slurm", "pbs"), help="instead of the machine's")
+    submit.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="a field of the machine, such as slurm.mpi=pmi2"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check, then print or submit.
+
+    Raises:
+        InputError: what cannot work; nothing is written or submitted.
+    """
+    from legw_hpc.recipe import load
+    from legw_hpc.submit import send
+    from legw_hpc.submit.job import Options, make
+    from legw_hpc.submit.machine import load as load_machine
+
+    chosen = [f"scheduler={options.scheduler}"] if options.scheduler else []
+    machine = load_machine(options.machine, [*options.set, *chosen])
+    wanted = Options(
+        nodes=options.nodes, time=options.time, chain=options.chain, array=options.array, to=options.to,
+        account=options.account, partition=options.partition, stage=options.stage, bin=str(Path(sys.prefix) / "bin"),
+    )  # fmt: skip
+    job = make(options.recipe, options.overrides, machine, wanted)
+    job = make(options.recipe, options.overrides, machine, dataclasses.replace(wanted, number=send.next_number(job.file.parent)))
+    if options.dry_run:
+        print(send.text(job), end="")
+        return
+    for name, *overrides in job.tasks:
+        recipe = load(name, overrides)
+        send.check_folder(recipe)
+        send.check_data(recipe, machine if options.stage else None)
+    ids = send.send(job)
+    units = f" = {job.node_hours * machine.charge:,.1f} units" if machine.charge not in (0, 1) else ""
+    print(
+        f"job {' '.join(ids)}: {job.nodes} nodes, {job.ranks} ranks, at most {job.node_hours:,.1f} node-hours{units}; {job.file}"
+    )

@@ -1,0 +1,203 @@
+"""A job: recipe, machine and options checked against each other, with the numbers where they do not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from legw_hpc import sweep
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import NORMALISED, Recipe, derive, load
+from legw_hpc.runlog import JOBS
+from legw_hpc.submit.machine import Machine, seconds
+from legw_hpc.submit.memory import rank_gb
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `legw-hpc submit` takes besides recipe and machine.
+
+    Attributes:
+        nodes: of the job.
+        time: walltime, HH:MM:SS; the machine's longest by default.
+        chain: how often the job may run, the first time included.
+        array: values with commas are a grid: a task of a job array for every cell.
+        to: TO/CELL are the run folders of an array.
+        account, partition: charged, and queued in.
+        stage: copy the shards to node-local storage.
+        bin: folder of `legw-hpc`; put on the PATH.
+        number: of this submission in its folder.
+    """
+
+    nodes: int
+    time: str = ""
+    chain: int = 1
+    array: bool = False
+    to: Path = Path("runs/sweep")
+    account: str = ""
+    partition: str = ""
+    stage: bool = False
+    bin: str = ""
+    number: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script is made of.
+
+    Attributes:
+        name: of the job.
+        machine: where.
+        nodes, seconds: of walltime, asked for.
+        threads: per rank.
+        tasks: arguments of `legw-hpc train`, one line a task of an array; none: those the script is given.
+        chain, account, partition, bin: see `Options`.
+        stage: the data folder that is copied to node-local storage.
+        file: the script, in the folder that also takes the job's output; relative to where it is submitted.
+    """
+
+    name: str
+    machine: Machine
+    nodes: int
+    seconds: int
+    threads: int
+    tasks: tuple[tuple[str, ...], ...]
+    chain: int
+    file: Path
+    account: str = ""
+    partition: str = ""
+    bin: str = ""
+    stage: str = ""
+
+    @property
+    def ranks(self) -> int:
+        """Of the whole job."""
+        return self.nodes * self.machine.ranks
+
+    @property
+    def array(self) -> bool:
+        return len(self.tasks) > 1
+
+    @property
+    def node_hours(self) -> float:
+        """The most that it can take, over chain and array."""
+        return self.nodes * self.seconds / 3600 * self.chain * max(1, len(self.tasks))
+
+
+def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Options) -> Job:
+    """A job of one recipe, or an array of its grid.
+
+    Raises:
+        InputError: what cannot work, with the numbers.
+    """
+    if options.array:
+        cells = sweep.cells(recipe, overrides)
+        if len(cells) < 2:
+            raise InputError("--array needs a grid: a value with commas, such as batch=1024,2048")
+        recipes = [load(recipe, [*cell.overrides, f"out={options.to / cell.name}"]) for cell in cells]
+        tasks = tuple((recipe, *cell.overrides, f"out={options.to / cell.name}") for cell in cells)
+        folder = options.to / JOBS
+    else:
+        recipes = [load(recipe, overrides)]
+        derive(recipes[0])
+        tasks = ((recipe, *overrides),)
+        folder = recipes[0].out_folder() / JOBS
+    first = recipes[0]
+    threads = first.threads or machine.threads
+    if len({r.threads for r in recipes}) > 1:
+        raise InputError("the tasks of an array ask for the same threads; threads differs in the grid")
+    if len({r.data.dir for r in recipes}) > 1 and options.stage:
+        raise InputError("--stage copies one data folder; data.dir differs in the grid")
+    time = _checked_time(machine, options)
+    for each in recipes:
+        _check(each, machine, options.nodes)
+    if threads > machine.cores_per_rank:
+        raise InputError(
+            f"threads={threads}: {machine.ranks} ranks share the {machine.cores} cores of a node, {machine.cores_per_rank} each"
+        )
+    for option, word in (("--account", options.account), ("--partition", options.partition), ("out", str(folder))):
+        if word and not re.fullmatch(r"[\w./+=,@~-]+", word):
+            raise InputError(f"{option} {word!r}: a job script's directives take no such characters")
+    suffix = "sbatch" if machine.scheduler == "slurm" else "pbs"
+    return Job(
+        name=job_name(first.name if options.array else f"b{first.batch}-{first.name}"),
+        machine=machine, nodes=options.nodes, seconds=time, threads=threads, tasks=tasks, chain=options.chain,
+        file=folder / f"{options.number}.{suffix}", account=options.account, partition=options.partition,
+        bin=options.bin, stage=str(first.data.folder()) if options.stage else "",
+    )  # fmt: skip
+
+
+def generic(machine: Machine, file: Path) -> Job:
+    """The job of a script in jobs/: recipe and overrides are its arguments, nodes and time the command line's."""
+    time = min(seconds(machine.walltime, "walltime"), 24 * 3600)
+    return Job(machine.name, machine, 1, time, machine.threads, (), chain=3, file=file)
+
+
+def job_name(text: str) -> str:
+    """What both schedulers take: PBS wants a letter first and, in older releases, at most 15 characters."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
+    return (name if name[:1].isalpha() else f"j{name}")[:15].rstrip("-")
+
+
+def _checked_time(machine: Machine, options: Options) -> int:
+    if not 1 <= options.nodes <= machine.nodes:
+        raise InputError(f"--nodes {options.nodes}: machine {machine.name} gives a job 1 to {machine.nodes} nodes")
+    if options.chain < 1:
+        raise InputError(f"--chain {options.chain}: a job runs at least once")
+    limit = seconds(machine.walltime, f"machine {machine.name}: walltime")
+    time = seconds(options.time, "--time") if options.time else limit
+    if time > limit:
+        raise InputError(
+            f"--time {options.time}: machine {machine.name} lets a job run {machine.walltime}; --chain K goes on after it"
+        )
+    warning = machine.warning_seconds
+    if time < 2 * warning:
+        # The warning would come before the ranks have started and can take it.
+        raise InputError(f"--time {options.time}: the last {warning} s are for the checkpoint; ask for {2 * warning} s or more")
+    return time
+
+
+def _check(recipe: Recipe, machine: Machine, nodes: int) -> None:
+    ranks, batch, micro = nodes * machine.ranks, recipe.batch, recipe.micro_batch
+    layout = f"{nodes} nodes x {machine.ranks} ranks = {ranks} ranks"
+    if batch % ranks:
+        # It would train, but at every step all ranks would wait for those with one sample more.
+        raise InputError(f"batch {batch} over {layout} leaves {batch % ranks} samples over; {_nodes_that_fit(recipe, machine)}")
+    samples = batch // ranks
+    if not _fits(recipe, samples):
+        want = f"micro_batch {micro}: {_nodes_that_fit(recipe, machine)}"
+        if samples < micro:  # and batch norm would be over another group than the recipe's
+            raise InputError(
+                f"batch {batch} over {layout} is {samples} samples a rank, less than {want}, or micro_batch={samples}"
+            )
+        raise InputError(f"batch {batch} over {layout} is {samples} samples a rank, not a multiple of {want}")
+    need = machine.ranks * rank_gb(recipe, samples)
+    if need > machine.memory_gb:
+        raise InputError(
+            f"{layout}: {machine.ranks} x {rank_gb(recipe, samples):.1f} GB a node are more than the {machine.memory_gb:g} GB of "
+            f"machine {machine.name}: more nodes, or a smaller micro_batch (here {min(samples, micro)} samples)"
+        )
+    gpu = rank_gb(recipe, samples, gpu=True)
+    if machine.gpus and machine.gpu_memory_gb and gpu > machine.gpu_memory_gb:
+        raise InputError(
+            f"{layout}: {gpu:.1f} GB a rank are more than the {machine.gpu_memory_gb:g} GB of a GPU of machine {machine.name}: "
+            f"more nodes, or a smaller micro_batch (here {min(samples, micro)} samples)"
+        )
+
+
+def _fits(recipe: Recipe, samples: int) -> bool:
+    """Does a rank's part of the batch go into micro-batches, all of them full?"""
+    together = recipe.application in NORMALISED and recipe.options.get("batch_norm") != "sync"
+    return samples % recipe.micro_batch == 0 or (samples < recipe.micro_batch and not together)
+
+
+def _nodes_that_fit(recipe: Recipe, machine: Machine) -> str:
+    """For the message: the node counts that work."""
+    most = min(machine.nodes, recipe.batch // machine.ranks)
+    whole = [n for n in range(1, most + 1) if recipe.batch % (n * machine.ranks) == 0]
+    fit = [n for n in whole if _fits(recipe, recipe.batch // (n * machine.ranks))]
+    if not fit:
+        return f"no number of nodes with {machine.ranks} ranks fits"
+    return f"{', '.join(map(str, fit[-6:]))} {'node fits' if fit == [1] else 'nodes fit'}"

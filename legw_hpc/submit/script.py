@@ -1,0 +1,134 @@
+"""What job scripts of both schedulers have in common, as lines of bash.
+
+Variables of a script: job (its id), nodes, ranks (per node), link (which run of the chain this is),
+chain (how many there may be), work (a folder of its own), launch (the command that starts the ranks).
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from legw_hpc.errors import EXIT_INPUT, EXIT_RESUME
+from legw_hpc.submit import launch
+from legw_hpc.submit.job import Job
+
+
+def header(job: Job) -> list[str]:
+    """After the directives."""
+    return [f"# legw-hpc submit, machine {job.machine.name}: {job.machine.description}; see jobs/README.md.", "set -eo pipefail"]
+
+
+def environment(job: Job) -> list[str]:
+    """The machine's set-up, variables, and legw-hpc on the PATH."""
+    machine = job.machine
+    exported = {
+        # PBS would give a rank all the cores of its chunk; a recipe's threads=N wins.
+        "OMP_NUM_THREADS": str(job.threads),
+        # Horovod never ends a stalled run by itself; after our own watchdog, which names the rank.
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
+        **launch.environment(machine),
+        **machine.environment,
+    }
+    if job.bin:
+        path = f"PATH={shlex.quote(job.bin)}:$PATH"
+    else:
+        path = "PATH=${LEGW_BIN:-$PWD/.venv/bin}:$PATH"
+    return [
+        *machine.setup,
+        *(f"export {key}={shlex.quote(str(value))}" for key, value in exported.items()),
+        f"export {path}",
+        "command -v legw-hpc >/dev/null || { echo >&2 'no legw-hpc on the PATH'; exit " + f"{EXIT_INPUT}; }}",
+    ]  # fmt: skip
+
+
+def exported_names(job: Job) -> list[str]:
+    """Of the variables that ranks on other hosts need, where the launcher does not carry all."""
+    own = ["OMP_NUM_THREADS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", *job.machine.environment]
+    return ["PATH", "LD_LIBRARY_PATH", "PYTHONPATH", *own]
+
+
+def arguments(job: Job, task: str) -> list[str]:
+    """Recipe and overrides as the script's "$@".
+
+    Args:
+        job: one task, or many, or none: the arguments that the script was given.
+        task: the variable with the number of an array's task.
+    """
+    if not job.tasks:
+        return ['[ $# -gt 0 ] || { echo >&2 "arguments: RECIPE key=value..."; exit ' + f"{EXIT_INPUT}; }}"]
+    quoted = [" ".join(map(shlex.quote, words)) for words in job.tasks]
+    if not job.array:
+        return [f"set -- {quoted[0]}"]
+    cases = [f"    {number}) set -- {words} ;;" for number, words in enumerate(quoted)]
+    return [f"case ${task} in", *cases, f'    *) echo >&2 "no task ${task}"; exit {EXIT_INPUT} ;;', "esac"]
+
+
+def links(job: Job) -> list[str]:
+    """Stop where the chain has ended."""
+    if job.machine.chain == "ahead" and job.chain > 1:
+        return [
+            "# All jobs of the chain are queued; those after the end of the run have nothing to do.",
+            f'before=$(cat "$code" 2>/dev/null || echo {EXIT_RESUME})',
+            f'if [ "$before" != {EXIT_RESUME} ]; then echo "the run has ended with exit code $before"; exit 0; fi',
+        ]
+    return [f'if [ "$link" -gt "$chain" ]; then echo >&2 "run $link of at most $chain; not started"; exit {EXIT_RESUME}; fi']
+
+
+def tell(job: Job, variables: str) -> list[str]:
+    """What a result must be able to name later."""
+    return [
+        f'echo "$(date -Is), machine {job.machine.name}, job $job, run $link of at most $chain"',
+        'echo "$nodes nodes x $ranks ranks x $OMP_NUM_THREADS threads"',
+        'printf "legw-hpc train"; printf " %q" "$@"; echo',
+        f"env | grep -E '^({variables}|OMP|KMP|HOROVOD|HDF5|I_MPI|OMPI|CUDA)_' | sort",
+        "python -c 'from legw_hpc import runlog; print(runlog.versions(), runlog.commit())' || true",
+    ]
+
+
+def layout() -> list[str]:
+    """Prove where the ranks are: some launchers put all on the first host in silence."""
+    return [
+        "# Some launchers put all ranks on the first host in silence: prove where they are before anything is trained.",
+        "# A line of more than one word is the launcher's own.",
+        "layout=$(\"${launch[@]}\" hostname | awk 'NF == 1' | sort | uniq -c) ||",
+        f"    {{ echo >&2 'the launcher cannot start ranks on these nodes; nothing trained'; exit {EXIT_INPUT}; }}",
+        'echo "ranks and hosts:"; echo "$layout"',
+        'if ! awk -v nodes="$nodes" -v ranks="$ranks" \\',
+        "    '$1 != ranks { bad = 1 } END { exit bad || NR != nodes }' <<<\"$layout\"; then",
+        f'    echo >&2 "expected $ranks ranks on each of $nodes nodes; nothing trained"; exit {EXIT_INPUT}',
+        "fi",
+    ]  # fmt: skip
+
+
+def stage(job: Job) -> list[str]:
+    """Copy the shards to node-local storage, checked; data.dir then names the copy."""
+    if job.tasks and not job.stage:
+        return []
+    return [
+        f"stage={shlex.quote(job.stage)}" if job.tasks else "stage=${STAGE:-}  # a data folder, to be copied to every node",
+        'if [ -n "$stage" ]; then',
+        f'    staged="{job.machine.local}/legw-${{job//[^A-Za-z0-9]/-}}-$link"',
+        '    "${launch[@]}" legw-hpc data stage "$stage" "$staged"',
+        '    set -- "$@" data.dir="$staged"',
+        "fi",
+    ]
+
+
+def unstage(job: Job) -> list[str]:
+    """Leave nothing on the nodes; in a time that does not endanger what follows."""
+    if job.tasks and not job.stage:
+        return []
+    return ['[ -z "$stage" ] || timeout 60 "${launch[@]}" rm -rf "$staged" || true']
+
+
+def end(job: Job, go_on: list[str]) -> list[str]:
+    """Go on only after a checkpoint: never after a failure or a divergence.
+
+    Args:
+        go_on: lines, under `if`.
+    """
+    if job.machine.chain == "ahead":
+        lines = ['echo "$rc" >"$code"'] if job.chain > 1 else []
+    else:
+        lines = [f'if [ "$rc" = {EXIT_RESUME} ] && [ "$link" -lt "$chain" ]; then', *(f"    {line}" for line in go_on), "fi"]
+    return [*lines, 'exit "$rc"']

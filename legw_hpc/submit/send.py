@@ -1,0 +1,115 @@
+"""Hand a job to sbatch or qsub: its script and ids stay in the run folder's `jobs`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from legw_hpc import runlog
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import Recipe, derive
+from legw_hpc.submit import pbs, slurm
+from legw_hpc.submit.job import Job
+from legw_hpc.submit.machine import Machine
+
+RECORD = "submitted.jsonl"  # a line a job: scheduler, id, script, machine, nodes
+
+
+def text(job: Job) -> str:
+    """The script, in the scheduler's dialect."""
+    return slurm.text(job) if job.machine.scheduler == "slurm" else pbs.text(job)
+
+
+def command(job: Job, after: str = "") -> list[str]:
+    """What submits the script.
+
+    Args:
+        job: see `job.make`.
+        after: id of the job that has to end before this one starts.
+    """
+    if job.machine.scheduler == "slurm":
+        wait = [f"--dependency=afterany:{after}"] if after else []
+        return ["sbatch", "--parsable", *wait, str(job.file)]
+    wait = ["-W", f"depend=afterany:{after}"] if after else []
+    # Not a directive: a task that goes on submits the same script as a job of its own.
+    array = ["-J", f"0-{len(job.tasks) - 1}"] if job.array else []
+    return ["qsub", *array, *wait, str(job.file)]
+
+
+def send(job: Job) -> list[str]:
+    """Submit a job, or all jobs of a chain that is queued ahead.
+
+    Returns:
+        The ids.
+
+    Raises:
+        InputError: no such scheduler here, or it refuses; its words are in the message.
+    """
+    if shutil.which(command(job)[0]) is None:
+        raise InputError(f"no {command(job)[0]} on the PATH: submit from a login node of the cluster, or see --dry-run")
+    folder = job.file.parent
+    make_folder(folder)  # SLURM does not, and a job without it dies in silence
+    with written_whole(job.file) as aside:
+        aside.write_text(text(job))
+    job.file.chmod(0o755)
+    ids: list[str] = []
+    for _ in range(job.chain if job.machine.chain == "ahead" else 1):
+        words = command(job, ids[-1] if ids else "")
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise InputError(f"{words[0]}: {error}") from None
+        if done.returncode:
+            raise InputError(f"{' '.join(words)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        ids.append(done.stdout.strip().split("\n")[-1].split(";")[0])
+        line = {"time": round(time.time()), "scheduler": job.machine.scheduler, "id": ids[-1], "script": str(job.file)}
+        with (folder / RECORD).open("a") as record:
+            record.write(json.dumps(line | {"machine": job.machine.name, "nodes": job.nodes, "chain": job.chain}) + "\n")
+    return ids
+
+
+def check_folder(recipe: Recipe) -> None:
+    """Refuse a run that is finished, or a folder of another run, before it has waited in a queue.
+
+    Raises:
+        InputError: names the value that differs.
+    """
+    folder, identity = recipe.out_folder(), json.loads(json.dumps(recipe.identity()))
+    end: dict[str, Any] = next((line for line in reversed(runlog.read(folder)) if line.get("event") == "end"), {})
+    # A run that ended at max_steps goes on with more of them.
+    if end.get("status") == "diverged" or end.get("steps", 0) >= derive(recipe).last:
+        raise InputError(f"{folder}: this run has ended ({end['status']}); see legw-hpc status {folder}")
+    try:
+        theirs = json.loads((folder / "recipe.json").read_text())
+    except (OSError, ValueError):
+        return
+    for key in sorted(identity):
+        if theirs.get(key) != identity[key]:
+            mine = f"this one has {identity[key]!r}; choose another folder with out=..."
+            raise InputError(f"{folder}: holds a run with {key} {theirs.get(key)!r}, {mine}")
+
+
+def check_data(recipe: Recipe, staged: Machine | None = None) -> None:
+    """Refuse a job whose shards are not there, or too large for the local storage of a machine they are copied to.
+
+    Raises:
+        InputError: names the folder.
+    """
+    folder = recipe.data.folder()
+    if not (folder / "index.json").exists():
+        raise InputError(f"{folder}: no shards here (index.json); see legw-hpc data --help, or data.dir=...")
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+    if staged and size > staged.local_gb:
+        raise InputError(f"--stage: {folder} has {size:,.1f} GB, {staged.local} of machine {staged.name} {staged.local_gb:g} GB")
+
+
+def next_number(folder: Path) -> int:
+    """Of the next script in a jobs folder."""
+    taken = [int(found[1]) for path in folder.glob("*") if (found := re.fullmatch(r"(\d+)\.(?:sbatch|pbs)", path.name))]
+    return max(taken, default=0) + 1

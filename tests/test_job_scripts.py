@@ -1,0 +1,206 @@
+"""Job scripts that run, with stubs in the place of the cluster: layout, quoting, chains, warnings, staging."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from legw_hpc.data import staging
+from legw_hpc.errors import InputError
+from legw_hpc.submit import send, slurm
+from legw_hpc.submit.__main__ import scripts
+from legw_hpc.submit.job import Job, Options, make
+from legw_hpc.submit.machine import load
+from tests.stubs import RIGHT, WRONG, Stubs, run
+
+NASTY = ["it's", "a b", '"q"', "$(touch hacked)", "`touch hacked`", "x;touch hacked", "*", "\\"]
+
+
+def small(scheduler: str, overrides: list[str] | None = None, chain_by: str = "", bin: str = "", **options: object) -> Job:
+    """A job of two nodes with two ranks each."""
+    changes = [f"scheduler={scheduler}", "slurm.launcher=mpirun", "pbs.launcher=mpirun"]
+    changes += [f"{scheduler}.chain={chain_by}"] if chain_by else []
+    wanted = {"nodes": 2, "time": "01:00:00", "bin": bin} | options
+    return make("mnist-lstm", overrides or ["batch=1024"], load("skylake", changes), Options(**wanted))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+@pytest.mark.parametrize("value", NASTY)
+def test_values_arrive_as_they_are(scheduler: str, value: str, stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    made = small(scheduler, ["batch=1024", f"data.dir={value}", "out=runs/x"], bin=str(stubs.bin))
+    done = run(send.text(made), stubs)
+    assert done.returncode == 0, done.stderr
+    assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=1024", f"data.dir={value}", "out=runs/x"]]
+    assert not (stubs.folder / "hacked").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_ranks_all_on_one_host_are_refused(scheduler: str, stubs: Stubs) -> None:
+    stubs.says("mpirun", WRONG)
+    done = run(send.text(small(scheduler, bin=str(stubs.bin))), stubs)
+    assert done.returncode == 2
+    assert "expected 2 ranks on each of 2 nodes; nothing trained" in done.stderr
+    assert "4 n1" in done.stdout
+    assert stubs.calls("legw-hpc") == []
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_a_launcher_that_fails_is_named(scheduler: str, stubs: Stubs) -> None:
+    stubs.says("mpirun", "exit 85")
+    done = run(send.text(small(scheduler, bin=str(stubs.bin), chain=3)), stubs)
+    assert done.returncode == 2
+    assert "the launcher cannot start ranks" in done.stderr
+    assert stubs.calls("qsub") == stubs.calls("scontrol") == stubs.calls("legw-hpc") == []
+
+
+@pytest.mark.parametrize(("tm", "by_hand"), [("MCA plm: tm (MCA v2.1.0)", False), ("MCA plm: rsh (MCA v2.1.0)", True)])
+def test_hosts_of_an_open_mpi_without_pbs(tm: str, by_hand: bool, stubs: Stubs) -> None:
+    """Slots and an agent as schedulers.md has them; an Open MPI that knows PBS is left alone."""
+    stubs.says("ompi_info", f'echo "{tm}"')
+    stubs.says("pbs_tmrsh", 'echo "tmrsh: $*"')
+    look = 'for w in "$@"; do case $w in */hosts) cat "$w" >>hosts ;; esac; done; [ -z "$OMPI_MCA_plm_rsh_agent" ] || '
+    stubs.says("mpirun", f'{look} "$OMPI_MCA_plm_rsh_agent" n2 orted -mca x "y z" >agent\n{RIGHT}')
+    done = run(send.text(small("pbs", bin=str(stubs.bin))), stubs)
+    assert done.returncode == 0, done.stderr
+    words = stubs.calls("mpirun")[-1]
+    assert words[:6] == ["-np", "4", "--map-by", "ppr:2:node:PE=24", "--bind-to", "core"]
+    assert ("--hostfile" in words) == by_hand
+    assert {words[i + 1] for i, word in enumerate(words) if word == "-x"} >= {"PATH", "OMP_NUM_THREADS", "KMP_BLOCKTIME"}
+    if by_hand:
+        assert (stubs.folder / "hosts").read_text().splitlines()[:2] == ["n1 slots=2", "n2 slots=2"]
+        assert (stubs.folder / "agent").read_text() == "tmrsh: n2 /bin/sh -c orted -mca x y z\n"
+
+
+# exit code of the training, run of the chain, goes on
+ENDS = [(85, 1, True), (85, 2, True), (85, 3, False), (0, 1, False), (1, 1, False), (2, 1, False), (3, 1, False), (4, 1, False),
+        (137, 1, False), (143, 1, False)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+@pytest.mark.parametrize(("code", "link", "goes_on"), ENDS)
+def test_a_chain_goes_on_after_a_checkpoint_only(scheduler: str, code: int, link: int, goes_on: bool, stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    stubs.says("legw-hpc", f"exit {code}")
+    made = small(scheduler, chain=3, bin=str(stubs.bin))
+    done = run(send.text(made), stubs, SLURM_RESTART_COUNT=str(link - 1), LEGW_LINK=str(link))
+    assert done.returncode == code
+    if scheduler == "slurm":
+        assert stubs.calls("scontrol") == ([["requeue", "7"]] if goes_on else [])
+    else:
+        assert stubs.calls("qsub") == ([["-v", f"LEGW_LINK={link + 1}", str(made.file)]] if goes_on else [])
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_a_chain_ends(scheduler: str, stubs: Stubs) -> None:
+    """A node that is lost again and again requeues the job without asking the script."""
+    stubs.says("mpirun", RIGHT)
+    done = run(send.text(small(scheduler, chain=3, bin=str(stubs.bin))), stubs, SLURM_RESTART_COUNT="3", LEGW_LINK="4")
+    assert done.returncode == 85
+    assert stubs.calls("mpirun") == []
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+@pytest.mark.parametrize(("before", "trains"), [(None, True), ("85", True), ("0", False), ("3", False)])
+def test_a_chain_queued_ahead(scheduler: str, before: str | None, trains: bool, stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    made = small(scheduler, ["batch=1024", "out=runs/x"], "ahead", bin=str(stubs.bin), chain=3)
+    code = stubs.folder / "runs/x/jobs/1.code"
+    code.parent.mkdir(parents=True)
+    if before:
+        code.write_text(f"{before}\n")
+    done = run(send.text(made), stubs)
+    assert done.returncode == 0, done.stderr
+    assert bool(stubs.calls("legw-hpc")) == trains
+    assert code.read_text() == ("0\n" if trains else f"{before}\n")
+    assert stubs.calls("scontrol") == stubs.calls("qsub") == []
+
+
+SLOW = "trap 'exit 85' USR1; for i in $(seq 100); do sleep 0.1; done"
+
+
+def test_slurm_warning_reaches_the_ranks(stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT.replace('else "$@"', 'else exec "$@"'))
+    stubs.says("legw-hpc", 'kill -USR1 "$(cat pid)" & ' + SLOW)
+    text = send.text(small("slurm", chain=2, bin=str(stubs.bin))).replace("set -eo pipefail", "set -eo pipefail; echo $$ >pid")
+    done = run(text, stubs)
+    assert done.returncode == 85, done.stderr
+    assert stubs.calls("scontrol") == [["requeue", "7"]]
+
+
+def test_pbs_warning_by_its_own_timer(stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT.replace('else "$@"', 'else exec "$@"'))
+    stubs.says("legw-hpc", SLOW)
+    made = dataclasses.replace(small("pbs", chain=2, bin=str(stubs.bin)), seconds=183)
+    done = run(send.text(made), stubs)
+    assert done.returncode == 85, done.stderr
+    assert len(stubs.calls("qsub")) == 1
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_array(scheduler: str, stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    stubs.says("legw-hpc", "exit 85")
+    made = small(scheduler, ["batch=1024,2048", "lr=0.1,0.2"], array=True, chain=2, to=Path("runs/g"), bin=str(stubs.bin))
+    done = run(send.text(made), stubs, SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_JOB_ID="5", PBS_ARRAY_INDEX="2")
+    assert done.returncode == 85, done.stderr
+    assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=2048", "lr=0.1", "out=runs/g/batch=2048_lr=0.1"]]
+    if scheduler == "slurm":
+        assert "--array=0-3" in slurm.directives(made)
+        assert stubs.calls("scontrol") == [["requeue", "5_2"]]
+    else:
+        assert send.command(made) == ["qsub", "-J", "0-3", "runs/g/jobs/1.pbs"]
+        assert stubs.calls("qsub") == [["-v", "LEGW_LINK=2,LEGW_TASK=2", "runs/g/jobs/1.pbs"]]
+
+
+def test_staging(stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    done = run(send.text(small("pbs", stage=True, bin=str(stubs.bin))), stubs)
+    assert done.returncode == 0, done.stderr
+    assert stubs.calls("legw-hpc") == [
+        ["data", "stage", "data/mnist", "/tmp/legw-7-pbs-1"],
+        ["train", "mnist-lstm", "batch=1024", "data.dir=/tmp/legw-7-pbs-1"],
+    ]
+    assert stubs.calls("mpirun")[-1][-3:] == ["rm", "-rf", "/tmp/legw-7-pbs-1"]
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_scripts_in_jobs_take_arguments(scheduler: str, stubs: Stubs) -> None:
+    for launcher in ("srun", "mpiexec.hydra"):
+        stubs.says(launcher, RIGHT)
+    text = next(t for p, t in scripts().items() if p.stem == "skylake" and p.parent.name == scheduler)
+    if scheduler == "slurm":
+        text = text.replace("set -eo pipefail", 'set -eo pipefail; [ $# -gt 0 ] || exec "$0" mnist-lstm batch=512')
+    done = run(text, stubs, ARGS="mnist-lstm batch=512", STAGE="d", CHAIN="2")
+    assert done.returncode == 0, done.stderr
+    assert stubs.calls("legw-hpc")[-1] == [
+        "train",
+        "mnist-lstm",
+        "batch=512",
+        f"data.dir=/tmp/legw-7{'-pbs' * (scheduler == 'pbs')}-1",
+    ]
+
+
+def test_one_process_of_a_node_copies(shards: Path, tmp_path: Path) -> None:
+    assert staging.stage(shards, tmp_path / "copy")
+    assert not staging.stage(shards, tmp_path / "copy")
+    assert {p.name for p in shards.iterdir()} == {p.name for p in (tmp_path / "copy").iterdir()} - {staging.WHOLE}
+
+
+def test_a_copy_that_is_not_whole_is_refused_by_all(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "source"
+    shutil.copytree(shards, broken)
+    victim = max(broken.glob("*.h5"), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    for words in ("no whole copy", "another process of this node could not"):
+        with pytest.raises(InputError, match=words):
+            staging.stage(broken, tmp_path / "copy")
+    (tmp_path / "stuck").mkdir()
+    monkeypatch.setattr(staging, "LONGEST_SECONDS", 0.0)
+    with pytest.raises(InputError, match="gave up"):
+        staging.stage(shards, tmp_path / "stuck")

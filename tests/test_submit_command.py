@@ -1,0 +1,79 @@
+"""legw-hpc submit: what it writes, hands over, and refuses before that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+from tests.stubs import Stubs
+
+
+@pytest.fixture
+def login(stubs: Stubs, monkeypatch: pytest.MonkeyPatch, shards: Path) -> list[str]:
+    """A login node: sbatch and qsub record what they are given; the words of a submission that works."""
+    stubs.says("sbatch", "echo '41;cluster'")
+    stubs.says("qsub", "echo 42.pbs")
+    monkeypatch.setenv("PATH", f"{stubs.bin}:/usr/bin:/bin")
+    recipe = ["submit", "mnist-lstm", f"data.dir={shards}", "data.train_samples=300", "batch=96", "out=runs/x"]
+    return [*recipe, "--machine", "localhost", "--nodes", "2", "--time", "00:30:00"]
+
+
+@pytest.mark.parametrize(("scheduler", "name", "words"), [("slurm", "41", ["--parsable"]), ("pbs", "42.pbs", [])])
+def test_submit(scheduler: str, name: str, words: list[str], login: list[str], cli: Cli, stubs: Stubs) -> None:
+    submit = [*login, "--scheduler", scheduler]
+    dry = cli(*submit, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert not (stubs.folder / "runs").exists()
+    done = cli(*submit)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"job {name}: 2 nodes, 2 ranks, at most 1.0 node-hours; {script_of(scheduler)}\n"
+    assert (stubs.folder / script_of(scheduler)).read_text() == dry.stdout
+    assert stubs.calls({"slurm": "sbatch", "pbs": "qsub"}[scheduler]) == [[*words, script_of(scheduler)]]
+    (line,) = map(json.loads, (stubs.folder / "runs/x/jobs/submitted.jsonl").read_text().splitlines())
+    assert (line["scheduler"], line["id"], line["nodes"]) == (scheduler, name, 2)
+    assert (stubs.folder / cli(*submit).stdout.split("; ")[1].strip()).stem == "2"  # the first script stays
+
+
+def script_of(scheduler: str) -> str:
+    return f"runs/x/jobs/1.{'sbatch' if scheduler == 'slurm' else 'pbs'}"
+
+
+def test_submit_ahead(login: list[str], cli: Cli, stubs: Stubs) -> None:
+    assert cli(*login, "--chain", "3", "--set", "slurm.chain=ahead").returncode == 0
+    assert stubs.calls("sbatch") == [
+        ["--parsable", "runs/x/jobs/1.sbatch"], *[["--parsable", "--dependency=afterany:41", "runs/x/jobs/1.sbatch"]] * 2
+    ]  # fmt: skip
+
+
+def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stubs) -> None:
+    missing = cli(*[word if not word.startswith("data.dir") else "data.dir=nowhere" for word in login])
+    assert missing.returncode == 2
+    assert "nowhere: no shards here" in missing.stderr
+    assert "--stage: " in cli(*login, "--stage", "--set", "local_gb=0.00001").stderr
+    (stubs.bin / "sbatch").unlink()
+    absent = cli(*login)
+    assert (absent.returncode, absent.stdout) == (2, "")
+    assert "no sbatch on the PATH" in absent.stderr
+    assert not (stubs.folder / "runs").exists()
+    stubs.says("sbatch", "echo 'Batch job submission failed: Invalid account' >&2; exit 1")
+    assert "Invalid account" in cli(*login).stderr
+
+
+def test_submit_refuses_a_finished_run_and_a_strangers_folder(login: list[str], cli: Cli, stubs: Stubs) -> None:
+    folder = stubs.folder / "runs/x"
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text('{"event": "end", "status": "diverged", "message": "m"}\n')
+    assert "this run has ended (diverged)" in cli(*login).stderr
+    (folder / "log.jsonl").unlink()
+    (folder / "recipe.json").write_text('{"batch": 7}')
+    assert "runs/x: holds a run with " in cli(*login).stderr
+    assert stubs.calls("sbatch") == []
+
+
+def test_a_run_starts_in_the_folder_that_submit_made(arguments: list[str], cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "r/jobs").mkdir(parents=True)
+    done = cli("train", *arguments, "max_steps=1", "out=r", "comm=serial")
+    assert done.returncode == 0, done.stderr
