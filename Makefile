@@ -1,6 +1,7 @@
 # make          set everything up in .venv (see .setup/install.py)
 # make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
 # make test     ... and run all checks and tests
+# make test-slurm     the job scripts on a SLURM that answers here
 # make bench    ... and run the quick set of benchmarks, 10 minutes; make bench-check: is any slower than recorded?
 # GPUs: make HOROVOD_GPU_OPERATIONS=NCCL      another torch: make TORCH=torch==X.Y.Z
 
@@ -9,7 +10,7 @@ export VENV ?= $(CURDIR)/.venv
 export TORCH HOROVOD_GPU_OPERATIONS LEGW_CACHE
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test lint bench bench-check peers clean
+.PHONY: setup demo test test-slurm lint bench bench-check peers clean
 
 setup:
 	@$(PYTHON) .setup/install.py
@@ -24,6 +25,9 @@ lint: setup
 
 test: lint
 	@"$(BIN)/pytest" -c .pytest.ini --rootdir .
+
+test-slurm: setup
+	@"$(BIN)/pytest" -c .pytest.ini --rootdir . tests/cluster
 
 # What we are measured beside; a peer that is not there is left out of the tables.
 PIP = "$(BIN)/pip" install -q --disable-pip-version-check -c "$(VENV)/constraints.txt"
