@@ -48,12 +48,13 @@ def test_submit_ahead(login: list[str], cli: Cli, stubs: Stubs) -> None:
     ]  # fmt: skip
 
 
-def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stubs) -> None:
+def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = cli(*[word if not word.startswith("data.dir") else "data.dir=nowhere" for word in login])
     assert missing.returncode == 2
     assert "nowhere: no shards here" in missing.stderr
     assert "--stage: " in cli(*login, "--stage", "--set", "local_gb=0.00001").stderr
     (stubs.bin / "sbatch").unlink()
+    monkeypatch.setenv("PATH", str(stubs.bin))  # this machine may have a real one
     absent = cli(*login)
     assert (absent.returncode, absent.stdout) == (2, "")
     assert "no sbatch on the PATH" in absent.stderr
