@@ -2,7 +2,7 @@
 # make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
 # make test     ... and run all checks and tests
 # make test-slurm     the job scripts on a SLURM that answers here
-# make bench    ... and run the quick set of benchmarks, 10 minutes; make bench-check: is any slower than recorded?
+# make bench    ... and run the quick set of benchmarks, about 5 minutes; make bench-check: is any slower than recorded?
 # GPUs: make HOROVOD_GPU_OPERATIONS=NCCL      another torch: make TORCH=torch==X.Y.Z
 
 PYTHON ?= python3

@@ -107,7 +107,7 @@ def measured(point: Point, data: Path) -> None:
     comm = connect()
     try:
         bench = Bench(comm, quick=False)
-        words = [f"data.dir={data}", f"data.train_samples={SAMPLES}", f"batch={point.batch}", "epochs=1000", "threads=1"]
+        words = [f"data.dir={data}", f"data.train_samples={SAMPLES}", f"batch={point.batch}", "epochs=1000"]
         trained = Trained(bench, "mnist-lstm", words)
         seconds = [bench.seconds(trained.step) for _ in range(point.steps + 1)][1:]
         memory = max(comm.gather(peak_memory()))

@@ -1,6 +1,6 @@
 """How every benchmark measures: cases in turn (A B C A B C ...), medians, and a record of what ran where.
 
-A benchmark is `run(NAME, cases, goals, ranks=...)` at the end of its file.  `cases` is called once on
+A benchmark is `run(NAME, ABOUT, cases, ranks=...)` at the end of its file.  `cases` is called once on
 every rank, after the ranks are connected, and makes the things to measure.
 """
 

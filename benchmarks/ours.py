@@ -11,7 +11,7 @@ from legw_hpc.work import prepare
 
 
 class Trained:
-    """A recipe's training; input, exchange and update included.
+    """A recipe's training; input, exchange and update included, on as many threads as the benchmark has.
 
     Args:
         bench: its ranks.

@@ -25,7 +25,7 @@ def cases(bench: Bench) -> Outcome:
     measured, goals, trained = [], [], {}
     for batch, steps in BATCHES.items():
         count = max(1, steps // 4) if bench.quick else steps
-        ours = trained[batch] = Trained(bench, "mnist-lstm", [*words, f"batch={batch}", f"threads={torch.get_num_threads()}"])
+        ours = trained[batch] = Trained(bench, "mnist-lstm", [*words, f"batch={batch}"])
         for name, step in ((f"ours, {batch}", ours.step), (f"bare loop, {batch}", bare(bench.comm, batch))):
             measured.append(Case(name, repeated(step, count), batch * count, "samples"))
         goals.append(Goal(f"ours, {batch}", f"bare loop, {batch}", 0.98))

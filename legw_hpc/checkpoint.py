@@ -71,7 +71,9 @@ def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[st
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if state.get("version") != VERSION:
-        raise InputError(f"{folder}: checkpoint version {state.get('version')}, this program reads version {VERSION}", True)
+        raise InputError(
+            f"{folder}: checkpoint version {state.get('version')}, this program reads version {VERSION}", agreed=True
+        )
     return state
 
 

@@ -176,7 +176,9 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
     for rank, theirs in enumerate(everyone):
         for key, value in theirs.items():
             if value != everyone[0][key]:
-                raise InputError(f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}", True)
+                raise InputError(
+                    f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}", agreed=True
+                )
 
 
 def _digest(value: Any) -> str:
