@@ -46,7 +46,7 @@ def check_distinct(device: torch.device, comm: Comm) -> None:
     for rank, (node, uuid) in enumerate(comm.gather([comm.node, mine])):
         if uuid is not None and owners.setdefault((node, uuid), rank) != rank:
             raise InputError(
-                f"ranks {owners[node, uuid]} and {rank} on {node} have one GPU: start one rank a GPU, or device=cpu", True
+                f"ranks {owners[node, uuid]} and {rank} on {node} have one GPU: start one rank a GPU, or device=cpu", agreed=True
             )
 
 
