@@ -62,8 +62,15 @@ def test_the_same_command_keeps_finished_shards(
     assert not list(out.glob(".*"))
 
 
+def replace_by_one_as_large(image: Path) -> None:
+    data = bytearray(image.read_bytes())
+    data[15] ^= 2  # the density in the JFIF header
+    image.write_bytes(data)
+
+
 CHANGES: dict[str, Callable[[Path, Path], object]] = {
     "an image more": lambda s, out: (s / "train/ant/new.JPEG").write_bytes(RGB),
+    "an image as large": lambda s, out: replace_by_one_as_large(s / "train/ant/ant0.JPEG"),
     "a shard cut": lambda s, out: os.truncate(out / "train-00000.h5", 900),
     "a foreign shard": lambda s, out: (out / "train-00000.h5").write_text("hello"),
     "a broken image no longer skipped": lambda s, out: (s / "train/ant/ant1.JPEG").write_bytes(b""),
@@ -90,6 +97,8 @@ def test_a_shard_of_something_else_is_made_again(
     assert "can be deleted: train-00099.h5" in capsys.readouterr().err
     assert verify(out) == counts
     assert len(samples(out, "train")) == counts["train"]
+    convert(source, tmp_path / "anew")
+    assert content(out) | {"train-00099.h5": b""} == content(tmp_path / "anew") | {"train-00099.h5": b""}
 
 
 SCRIPT = """

@@ -1,10 +1,7 @@
-"""The shard format: what is written is read back in any order, and damage is named."""
+"""The shard format: what is written is read back in any order."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legw_hpc.data.format import INDEX, Field
+from legw_hpc.data.format import Field
 from legw_hpc.data.shards import Shards, verify
 from legw_hpc.data.writer import Writer, cut_by_bytes, finished_shard, write_index, write_shard
 from legw_hpc.errors import InputError
@@ -63,14 +60,14 @@ def test_reads_back_in_any_order(
 def test_a_large_compressed_dataset_is_read_by_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = samples(30)
     write(tmp_path / "d", made, compress=4)
-    monkeypatch.setattr("legw_hpc.data.shards.KEEP_BYTES", 0)
+    monkeypatch.setattr("legw_hpc.data.shardfile.KEEP_BYTES", 0)
     wanted = np.array([29, 3, 3, 0, 17])
     np.testing.assert_array_equal(Shards(tmp_path / "d", "train").take("image", wanted), made["image"][wanted])
 
 
 def test_contiguous_data_is_mapped_and_read_only(tmp_path: Path) -> None:
     write(tmp_path / "d", samples(8))
-    mapped = Shards(tmp_path / "d", "train")._data[0]["image"]
+    mapped = Shards(tmp_path / "d", "train").files[0].datasets["image"]
     assert isinstance(mapped, np.memmap)
     assert not mapped.flags.writeable
 
@@ -83,96 +80,6 @@ def test_any_hdf5_tool_can_read_it(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file["image"][...], made["image"][8:])
         offsets = file["jpeg/offsets"][...]
         assert bytes(file["jpeg/bytes"][offsets[0] : offsets[1]]) == made["jpeg"][8]
-
-
-# --- damage: what is done to a good folder, and what the message must name ------------------------
-
-
-def rewrite_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    index = json.loads((folder / INDEX).read_text())
-    change(index)
-    (folder / INDEX).write_text(json.dumps(index))
-
-
-def flip(path: Path, dataset: str) -> None:
-    with h5py.File(path) as file:
-        at = file[dataset].id.get_offset()
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
-def set_attribute(path: Path, name: str, value: Any) -> None:
-    with h5py.File(path, "r+") as file:
-        file.attrs[name] = value
-
-
-def replace(path: Path, dataset: str, values: Any) -> None:
-    with h5py.File(path, "r+") as file:
-        del file[dataset]
-        file[dataset] = values
-
-
-SHARD = "train-00001.h5"
-OPENING = {  # found when the folder is opened
-    "folder missing": (lambda d: shutil.rmtree(d), ["no such folder"]),
-    "index missing": (lambda d: (d / INDEX).unlink(), [INDEX, "unfinished"]),
-    "index is not JSON": (lambda d: (d / INDEX).write_text("{"), [INDEX, "JSON"]),
-    "index of something else": (lambda d: (d / INDEX).write_text("[]"), [INDEX]),
-    "index of version 2": (lambda d: rewrite_index(d, lambda i: i.update(version=2)), ["version 2", "version 1"]),
-    "index without fields": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].pop("fields")), ["damaged", "fields"]),
-    "index without a file": (
-        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].pop("file")),
-        ["damaged", "file"],
-    ),
-    "index without sums": (
-        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].pop("sha256")),
-        ["damaged", "sha256"],
-    ),
-    "splits are a list": (lambda d: rewrite_index(d, lambda i: i["splits"].update(train=[])), ["damaged"]),
-    "index counts wrong": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].update(count=99)), ["99", "20"]),
-    "index leads outside": (
-        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].update(file="../x.h5")),
-        ["../x.h5", "plain file name"],
-    ),
-    "shard missing": (lambda d: (d / SHARD).unlink(), [SHARD, "missing"]),
-    "shard empty": (lambda d: (d / SHARD).write_bytes(b""), [SHARD, "0 bytes"]),
-    "shard cut": (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:700]), [SHARD, "truncated"]),
-    "shard is text": (lambda d: (d / SHARD).write_text("hello"), [SHARD, "not HDF5"]),
-    "foreign HDF5": (lambda d: set_attribute(d / SHARD, "format", "other"), [SHARD, "not one of"]),
-    "shard of version 2": (lambda d: set_attribute(d / SHARD, "version", 2), [SHARD, "version is 2", "1"]),
-    "shard of another split": (lambda d: set_attribute(d / SHARD, "split", "test"), [SHARD, "test", "train"]),
-    "shard counts wrong": (lambda d: set_attribute(d / SHARD, "count", 3), [SHARD, "3", "7"]),
-    "mixed shapes": (lambda d: replace(d / SHARD, "image", np.zeros((7, 4, 6), "u1")), [SHARD, "(7, 4, 6)", "(7, 4, 5)"]),
-    "mixed types": (lambda d: replace(d / SHARD, "image", np.zeros((7, 4, 5), "f4")), [SHARD, "float32", "uint8"]),
-    "field missing": (lambda d: replace(d / SHARD, "jpeg", np.zeros(3)), [SHARD, "jpeg/bytes"]),
-}
-READING = {  # found by verify
-    "byte flipped": (lambda d: flip(d / SHARD, "image"), [SHARD, "image", "SHA-256"]),
-    "label flipped": (lambda d: flip(d / SHARD, "label"), [SHARD, "label", "SHA-256"]),
-    "packed byte flipped": (lambda d: flip(d / SHARD, "jpeg/bytes"), [SHARD, "jpeg/bytes", "SHA-256"]),
-}
-
-
-@pytest.mark.parametrize("name", [*OPENING, *READING])
-def test_damage_is_named(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "data"
-    write(folder, samples(20), per_shard=7)
-    harm, words = (OPENING | READING)[name]
-    harm(folder)
-    with pytest.raises(InputError) as caught:
-        verify(folder) if name in READING else Shards(folder, "train")
-    text = str(caught.value)
-    assert "\n" not in text.replace("\\n", "")
-    for word in words:
-        assert word in text
-
-
-def test_a_label_out_of_range_is_found_though_its_checksum_is_right(tmp_path: Path) -> None:
-    write(tmp_path / "d", samples(5))
-    rewrite_index(tmp_path / "d", lambda i: i["splits"]["train"]["fields"]["label"].update(classes=1))
-    with pytest.raises(InputError, match="out of range for 1 classes"):
-        Shards(tmp_path / "d", "train")
 
 
 # --- what the writer refuses, and where it cuts ---------------------------------------------------

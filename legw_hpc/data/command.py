@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from legw_hpc.errors import InputError
-from legw_hpc.launcher import launched
+from legw_hpc.launcher import alone
 
 
 def arguments(data: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def arguments(data: argparse.ArgumentParser) -> None:
         images.add_argument(
             "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
         )
-        images.add_argument("--shard-bytes", type=_positive, default=1 << 30, help="default: 1 GiB")
+        images.add_argument("--shard-bytes", type=_positive, help="default: 1 GiB")
         images.add_argument("--skip-broken", action="store_true", help="leave out images that do not decode, and name them")
         if name == "imagenet":
             images.add_argument(
@@ -68,6 +69,7 @@ def arguments(data: argparse.ArgumentParser) -> None:
     stage.add_argument("to", type=Path, help="must not exist")
     verify = sources.add_parser("verify", help="read every sample and compare all checksums", allow_abbrev=False)
     verify.add_argument("folder", type=Path)
+    verify.add_argument("--repair-index", action="store_true", help="make a lost or damaged index again, if all shards are whole")
 
 
 def _positive(text: str) -> int:
@@ -87,6 +89,7 @@ def run(options: argparse.Namespace) -> None:
         InputError: see the source.
     """
     from legw_hpc.data.format import read_index
+    from legw_hpc.data.repair import repair_index
     from legw_hpc.data.shards import verify
 
     if options.source_name == "stage":
@@ -95,11 +98,13 @@ def run(options: argparse.Namespace) -> None:
         if stage(options.folder, options.to):
             print(f"{options.folder}: copied to {os.uname().nodename}:{options.to}, whole")
         return
-    if launched().size > 1:
-        raise InputError(f"legw-hpc data is one process's work; the launcher started {launched().size}")
+    alone("data")
     if options.source_name == "verify":
-        counts = verify(options.folder)
-        print(f"{options.folder}: whole: " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
+        counts = (repair_index if options.repair_index else verify)(options.folder)
+        print(
+            f"{options.folder}: {'index written anew; ' if options.repair_index else ''}whole: "
+            + ", ".join(f"{split} {count:,}" for split, count in counts.items())
+        )
         return
     _convert(options)
     splits = read_index(options.out)["splits"]
@@ -119,7 +124,9 @@ def _convert(options: argparse.Namespace) -> None:
     elif name == "text":
         text.convert(options.source, out, options.name)
     elif name in ("imagenet", "images"):
-        how = {"workers": options.workers, "shard_bytes": options.shard_bytes, "skip_broken": options.skip_broken}
+        how: dict[str, Any] = {"workers": options.workers, "skip_broken": options.skip_broken}
+        if options.shard_bytes:
+            how["shard_bytes"] = options.shard_bytes
         if name == "imagenet":
             imagenet.convert(options.source, out, val_labels=options.val_labels, **how)
         else:

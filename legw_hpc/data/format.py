@@ -6,7 +6,7 @@
     DIR/train-00001.h5       /jpeg/bytes    (sum,) uint8   a variable-size field: a group of two
                              /jpeg/offsets  (n+1,) int64
 
-Each dataset carries the SHA-256 of its bytes.
+Each dataset carries the SHA-256 of its elements, the index that of all other bytes of a file.
 """
 
 from __future__ import annotations
@@ -44,12 +44,35 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Header:
+    """All of a file but the elements of its datasets: what HDF5 itself reads.  See header.py.
+
+    Attributes:
+        bytes: the size of the file.
+        elements: where the elements are: (first byte, end), rising.
+        sha256: of the other bytes.
+    """
+
+    bytes: int
+    elements: tuple[tuple[int, int], ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Shard:
-    """One file of a split: its name, its samples, and the SHA-256 of each dataset in it."""
+    """One file of a split.
+
+    Attributes:
+        file: a plain name.
+        count: samples.
+        sha256: of each dataset's elements.
+        header: None in an index of before there was one.
+    """
 
     file: str
     count: int
     sha256: Mapping[str, str]
+    header: Header | None = None
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -60,7 +83,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         why = "an unfinished or foreign folder" if folder.is_dir() else "no such folder"
         raise InputError(f"{path}: not found ({why}); `legw-hpc data` makes shards") from None
@@ -95,7 +118,17 @@ def shard_from(folder: Path, value: Mapping[str, Any]) -> Shard:
     name = str(value["file"])
     if Path(name).name != name:
         raise InputError(f"{folder / INDEX}: shard {name!r} is not a plain file name of this folder")
-    return Shard(name, int(value["count"]), dict(value["sha256"]))
+    header = value.get("header")
+    return Shard(name, int(value["count"]), dict(value["sha256"]), None if header is None else _header_from(header))
+
+
+def _header_from(value: Mapping[str, Any]) -> Header:
+    elements = tuple((int(start), int(end)) for start, end in value["elements"])
+    header = Header(int(value["bytes"]), elements, str(value["sha256"]))
+    bounds = [0, *(bound for pair in elements for bound in pair), header.bytes]
+    if bounds != sorted(bounds):
+        raise ValueError(f"elements {elements} in a file of {header.bytes} bytes")
+    return header
 
 
 def expected_datasets(name: str, field: Field, count: int) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -112,6 +145,10 @@ def check_labels(where: str, name: str, field: Field, values: NDArray[Any]) -> N
         raise InputError(f"{where}: {name} of sample {bad} is {values[bad]}, out of range for {field.classes} classes")
 
 
-def sha256(values: NDArray[Any]) -> str:
-    """Of the elements in memory order, in hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data if values.size else b"").hexdigest()
+def sha256(values: Any, rows: int = 0) -> str:
+    """Of the elements in memory order, in hexadecimal; `rows` at a time where they are in a file."""
+    whole = hashlib.sha256()
+    for start in range(0, len(values) if values.size else 0, rows or len(values) or 1):
+        part = values[start : start + rows] if rows else values
+        whole.update(np.ascontiguousarray(part).view(np.uint8).data)
+    return whole.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from legw_hpc.data import header
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.data.format import FORMAT, INDEX, VERSION, Field, Shard, check_labels, expected_datasets, sha256
 from legw_hpc.errors import InputError
@@ -163,7 +165,9 @@ def write_shard(
                     options = {"chunks": (min(256, count), *values.shape[1:]), "compression": compress}
                 made = file.create_dataset(dataset, data=values, **options)
                 sums[dataset] = made.attrs["sha256"] = sha256(values)
-    return Shard(name, count, sums)
+                if field.classes is not None:
+                    made.attrs["classes"] = field.classes
+    return Shard(name, count, sums, header.measure(folder / name))
 
 
 def finished_shard(folder: Path, split: str, number: int, fields: Mapping[str, Field], source: str) -> Shard | None:
@@ -186,9 +190,9 @@ def finished_shard(folder: Path, split: str, number: int, fields: Mapping[str, F
                     if values.dtype != np.dtype(dtype) or (None not in shape and values.shape != shape):
                         return None
                     sums[dataset] = str(values.attrs["sha256"])
+        return Shard(name, count, sums, header.measure(folder / name))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError):  # not there, cut, or foreign
         return None
-    return Shard(name, count, sums)
 
 
 def shard_notes(folder: Path, split: str, number: int) -> Any:
@@ -209,7 +213,7 @@ def write_index(folder: Path, splits: Iterable[Writer | Split], **about: Any) ->
         entry.split: {
             "count": sum(shard.count for shard in entry.shards),
             "fields": {name: _field_json(field) for name, field in entry.fields.items()},
-            "shards": [{"file": s.file, "count": s.count, "sha256": dict(s.sha256)} for s in entry.shards],
+            "shards": [shard_json(shard) for shard in entry.shards],
         }
         for entry in splits
     }
@@ -241,6 +245,12 @@ def _as_datasets(name: str, field: Field, values: Any) -> dict[str, NDArray[Any]
         offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
         values = Packed(np.frombuffer(b"".join(values), dtype=np.uint8), offsets)
     return {f"{name}/bytes": values.data, f"{name}/offsets": values.offsets}
+
+
+def shard_json(shard: Shard) -> dict[str, Any]:
+    """A shard as the index has it."""
+    entry = dataclasses.asdict(shard)
+    return entry if shard.header is not None else {key: value for key, value in entry.items() if key != "header"}
 
 
 def _field_json(field: Field) -> dict[str, Any]:

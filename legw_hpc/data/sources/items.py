@@ -15,22 +15,24 @@ ZERO_BLOCK = bytes(tarfile.BLOCKSIZE)  # a tar ends with at least one
 
 
 class Range(NamedTuple):
-    """A file, or a member of an uncompressed tar (of a tar): its name and where its bytes are."""
+    """A file, or a member of an uncompressed tar (of a tar): its name, where its bytes are, when they were last changed."""
 
     file: str
     path: str
     offset: int
     size: int
+    modified: float
 
 
 class Item(NamedTuple):
-    """One image of a split: CLASS/file, its label, and where its bytes are."""
+    """One image of a split: CLASS/file, its label, and where its bytes are; see `Range`."""
 
     name: str
     label: int
     path: str
     offset: int
     size: int
+    modified: float
 
     def where(self) -> str:
         """For a message: the file, and the member if it lies in a tar."""
@@ -76,7 +78,7 @@ def tar_files(path: Path) -> list[Range]:
         InputError: not such a tar, cut or damaged, or with links in it.
     """
     with _opened(path) as tar:
-        return [Range(Path(m.name).name, str(path), m.offset_data, m.size) for m in members(tar, str(path))]
+        return [Range(Path(m.name).name, str(path), m.offset_data, m.size, m.mtime) for m in members(tar, str(path))]
 
 
 def tar_of_tars(path: Path) -> Tree:
@@ -96,7 +98,9 @@ def tar_of_tars(path: Path) -> Tree:
                 raise InputError(f"{where}: cannot be read as an uncompressed tar: {error}") from None
             start = member.offset_data
             with inner:
-                ranges = [Range(Path(m.name).name, str(path), start + m.offset_data, m.size) for m in members(inner, where)]
+                ranges = [
+                    Range(Path(m.name).name, str(path), start + m.offset_data, m.size, m.mtime) for m in members(inner, where)
+                ]
             if not ranges:
                 raise InputError(f"{where}: this class has no images")
             tree[name] = ranges
@@ -140,7 +144,7 @@ def labelled(tree: Tree, classes: list[str], where: str) -> list[Item]:
     foreign = sorted(tree.keys() - labels.keys())
     if foreign:
         raise InputError(f"{where}: {len(foreign)} of its classes are not among the {len(classes)} of train: {_some(foreign)}")
-    items = sorted(Item(f"{name}/{r.file}", labels[name], r.path, r.offset, r.size) for name in tree for r in tree[name])
+    items = sorted(Item(f"{name}/{r.file}", labels[name], *r[1:]) for name in tree for r in tree[name])
     for one, other in itertools.pairwise(items):
         if one.name == other.name:
             raise InputError(f"{where}: {one.name} is there twice: {one.where()} and {other.where()}")
@@ -192,7 +196,8 @@ def _range(entry: os.DirEntry[str]) -> Range:
     try:
         if not entry.is_file():
             raise InputError(f"{entry.path}: not a file; images lie right in the folder of their class")
-        return Range(entry.name, entry.path, 0, entry.stat().st_size)
+        about = entry.stat()
+        return Range(entry.name, entry.path, 0, about.st_size, about.st_mtime)
     except OSError as error:
         raise InputError(f"{entry.path}: {error.strerror}") from None
 

@@ -212,8 +212,8 @@ def _make(out: Path, tasks: Sequence[Task], workers: int) -> list[Made]:
 
 def _kept(task: Task) -> Made | None:
     shard = finished_shard(task.folder, task.split, task.number, task.fields, task.source)
-    if shard is None:
-        return None
+    if shard is None or (task.folder / shard.file).stat().st_mtime <= max(item.modified for item in task.items):
+        return None  # or an image has been changed since
     notes = shard_notes(task.folder, task.split, task.number)
     if notes["skipped"] and not task.skip_broken:
         return None  # made again, which names what is broken

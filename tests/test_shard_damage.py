@@ -1,0 +1,360 @@
+"""Damaged data folders: what is done to a good one, what is then said, and how an index is made again."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from legw_hpc.data import reading, repair
+from legw_hpc.data.format import INDEX
+from legw_hpc.data.shards import Shards, verify
+from legw_hpc.errors import InputError
+from tests.conftest import Cli
+from tests.test_run import wait_for_steps
+from tests.test_shards import samples, write
+
+
+def rewrite_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def without_headers(index: dict[str, Any]) -> None:
+    for shard in index["splits"]["train"]["shards"]:
+        del shard["header"]
+
+
+def flip(path: Path, dataset: str) -> None:
+    with h5py.File(path) as file:
+        at = file[dataset].id.get_offset()
+    flip_byte(path, at)
+
+
+def flip_byte(path: Path, at: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def set_attribute(path: Path, name: str, value: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+
+
+def replace(path: Path, dataset: str, values: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[dataset]
+        file[dataset] = values
+
+
+SHARD = "train-00001.h5"
+OPENING = {  # found when the folder is opened
+    "folder missing": (lambda d: shutil.rmtree(d), ["no such folder"]),
+    "index missing": (lambda d: (d / INDEX).unlink(), [INDEX, "unfinished"]),
+    "index is not JSON": (lambda d: (d / INDEX).write_text("{"), [INDEX, "JSON"]),
+    "index of something else": (lambda d: (d / INDEX).write_text("[]"), [INDEX]),
+    "index of version 2": (lambda d: rewrite_index(d, lambda i: i.update(version=2)), ["version 2", "version 1"]),
+    "index without fields": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].pop("fields")), ["damaged", "fields"]),
+    "index without a file": (
+        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].pop("file")),
+        ["damaged", "file"],
+    ),
+    "index without sums": (
+        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].pop("sha256")),
+        ["damaged", "sha256"],
+    ),
+    "splits are a list": (lambda d: rewrite_index(d, lambda i: i["splits"].update(train=[])), ["damaged"]),
+    "index counts wrong": (lambda d: rewrite_index(d, lambda i: i["splits"]["train"].update(count=99)), ["99", "20"]),
+    "index leads outside": (
+        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].update(file="../x.h5")),
+        ["../x.h5", "plain file name"],
+    ),
+    "shard missing": (lambda d: (d / SHARD).unlink(), [SHARD, "missing"]),
+    "shard empty": (lambda d: (d / SHARD).write_bytes(b""), [SHARD, "0 bytes"]),
+    "shard cut": (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:700]), [SHARD, "truncated"]),
+    "shard is text": (lambda d: (d / SHARD).write_text("hello"), [SHARD, "not HDF5"]),
+    "foreign HDF5": (lambda d: set_attribute(d / SHARD, "format", "other"), [SHARD, "not one of"]),
+    "shard of version 2": (lambda d: set_attribute(d / SHARD, "version", 2), [SHARD, "version is 2", "1"]),
+    "shard of another split": (lambda d: set_attribute(d / SHARD, "split", "test"), [SHARD, "test", "train"]),
+    "shard counts wrong": (lambda d: set_attribute(d / SHARD, "count", 3), [SHARD, "3", "7"]),
+    "mixed shapes": (lambda d: replace(d / SHARD, "image", np.zeros((7, 4, 6), "u1")), [SHARD, "(7, 4, 6)", "(7, 4, 5)"]),
+    "mixed types": (lambda d: replace(d / SHARD, "image", np.zeros((7, 4, 5), "f4")), [SHARD, "float32", "uint8"]),
+    "field missing": (lambda d: replace(d / SHARD, "jpeg", np.zeros(3)), [SHARD, "jpeg/bytes"]),
+}
+READING = {  # found by verify
+    "byte flipped": (lambda d: flip(d / SHARD, "image"), [SHARD, "image", "SHA-256"]),
+    "label flipped": (lambda d: flip(d / SHARD, "label"), [SHARD, "label", "SHA-256"]),
+    "no checksum": (
+        lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][1]["sha256"].pop("image")),
+        [SHARD, "image", "the index says nothing"],
+    ),
+    "packed byte flipped": (lambda d: flip(d / SHARD, "jpeg/bytes"), [SHARD, "jpeg/bytes", "SHA-256"]),
+}
+
+
+@pytest.mark.parametrize("name", [*OPENING, *READING])
+def test_damage_is_named(tmp_path: Path, name: str) -> None:
+    """In a folder of before headers had a digest, which would be the first to differ."""
+    folder = tmp_path / "data"
+    write(folder, samples(20), per_shard=7)
+    rewrite_index(folder, without_headers)
+    harm, words = (OPENING | READING)[name]
+    harm(folder)
+    with pytest.raises(InputError) as caught:
+        verify(folder) if name in READING else Shards(folder, "train")
+    text = str(caught.value)
+    assert "\n" not in text.replace("\\n", "")
+    for word in words:
+        assert word in text
+
+
+def test_a_label_out_of_range_is_found_though_its_checksum_is_right(tmp_path: Path) -> None:
+    write(tmp_path / "d", samples(5))
+    rewrite_index(tmp_path / "d", lambda i: i["splits"]["train"]["fields"]["label"].update(classes=1))
+    with pytest.raises(InputError, match="out of range for 1 classes"):
+        Shards(tmp_path / "d", "train")
+
+
+# --- the header: compared before HDF5 parses it ----------------------------------------------------
+
+
+def header_bytes(folder: Path) -> list[int]:
+    """Of SHARD: the places of all bytes that are not samples."""
+    header = json.loads((folder / INDEX).read_text())["splits"]["train"]["shards"][1]["header"]
+    samples_at = {at for start, end in header["elements"] for at in range(start, end)}
+    return [at for at in range(header["bytes"]) if at not in samples_at]
+
+
+@pytest.mark.parametrize("compress", [None, 4])
+def test_a_flipped_bit_in_a_header_never_reaches_hdf5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: int | None
+) -> None:
+    """Unseen, some of these make HDF5 loop for ever, others end the process."""
+    folder = tmp_path / "data"
+    write(folder, samples(20), per_shard=7, compress=compress)
+    places = header_bytes(folder)
+    assert len(places) > 1000
+    monkeypatch.setattr("h5py.File", unreachable)
+    rewrite_index(folder, lambda index: index["splits"]["train"]["shards"].pop(0))
+    rewrite_index(folder, lambda index: index["splits"]["train"].update(count=13))
+    rng = np.random.default_rng(0)
+    whole = (folder / SHARD).read_bytes()
+    for at in rng.choice(places, 300, replace=False):
+        flip_byte(folder / SHARD, int(at), int(rng.integers(8)))
+        with pytest.raises(InputError, match=rf"{SHARD}: its header is damaged: SHA-256"):
+            Shards(folder, "train")
+        (folder / SHARD).write_bytes(whole)
+    (folder / SHARD).write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=rf"{SHARD}: truncated: {len(whole) - 1} bytes, the index says {len(whole)}"):
+        Shards(folder, "train")
+
+
+def unreachable(*arguments: Any, **options: Any) -> None:
+    raise AssertionError("HDF5 has seen a damaged file")
+
+
+def test_every_byte_is_a_sample_or_in_the_header(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write(folder, samples(20), per_shard=7)
+    header = json.loads((folder / INDEX).read_text())["splits"]["train"]["shards"][1]["header"]
+    sizes = sum(end - start for start, end in header["elements"])
+    made = Shards(folder, "train").files[1].datasets
+    assert sizes == sum(values.nbytes for values in made.values())
+    assert len(header_bytes(folder)) + sizes == (folder / SHARD).stat().st_size
+
+
+# --- while it is read -------------------------------------------------------------------------------
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a byte flipped": (lambda path: flip(path, "image"), "replaced or changed while it was read"),
+    "another in its place": (lambda path: os.replace(shutil.copy(path, f"{path}.new"), path), "replaced or changed"),
+    "cut": (lambda path: os.truncate(path, 700), "it is 700 bytes"),
+    "removed": (lambda path: path.unlink(), "gone since it was opened"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_shard_that_changes_while_it_is_read_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "d", samples(20), per_shard=7)
+    os.utime(tmp_path / "d" / SHARD, (0, 0))
+    files = Shards(tmp_path / "d", "train").files
+    harm, words = CHANGES[name]
+    harm(tmp_path / "d" / SHARD)
+    files[0].check_unchanged()
+    with pytest.raises(InputError, match=rf"{SHARD}: .*{words}"):
+        files[1].check_unchanged()
+
+
+@pytest.mark.parametrize(("failures", "survived"), [(1, True), (reading.TRIES - 1, True), (reading.TRIES, False)])
+def test_a_read_error_is_tried_again_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, survived: bool
+) -> None:
+    made = samples(20)
+    write(tmp_path / "d", made)
+    data = Shards(tmp_path / "d", "train")
+    left = [failures]
+
+    def pread(*arguments: int) -> bytes:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(*arguments)
+
+    whole, waits = os.pread, []
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    if survived:
+        assert data.take("jpeg", np.array([3])) == [made["jpeg"][3]]
+    else:
+        with pytest.raises(InputError, match=r"train-00000\.h5: bytes \d+ to \d+ cannot be read, tried 4 times: Input/output"):
+            data.take("jpeg", np.array([3]))
+    assert waits == [1.0, 2.0, 4.0][: min(failures, 3)]
+
+
+def test_bytes_behind_the_end_of_a_cut_file_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "d", samples(20))
+    data = Shards(tmp_path / "d", "train")
+    packed = data.files[0].datasets["jpeg/bytes"]
+    os.truncate(tmp_path / "d" / "train-00000.h5", 100)
+    with pytest.raises(InputError, match=r"train-00000\.h5: truncated: it ends at byte 100, \d+ are wanted"):
+        packed[0:9]
+
+
+def test_a_mapped_shard_that_is_cut_in_the_middle_of_a_run_is_named(arguments: list[str], shards: Path, tmp_path: Path) -> None:
+    """The system ends the process; its last words, and the next launch, name the file."""
+    shutil.copytree(shards, tmp_path / "data")
+    cut = tmp_path / "data" / "train-00001.h5"
+    words = [*arguments, f"data.dir={tmp_path / 'data'}", "epochs=4000", "out=r"]
+    command = [sys.executable, "-m", "legw_hpc", "train", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(tmp_path / "r")
+    os.truncate(cut, 4096)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGBUS
+    assert f'File "{cut}", line ' in said
+    assert "in reading_a_shard_that_was_cut_or_cannot_be_read" in said
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (again.returncode, "train-00001.h5: truncated: 4096 bytes" in again.stderr) == (2, True)
+
+
+def test_a_lock_that_was_left_behind_does_not_matter(tmp_path: Path) -> None:
+    write(tmp_path / "d", samples(20))
+    with open(tmp_path / "d" / "train-00000.h5", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert verify(tmp_path / "d") == {"train": 20}
+
+
+# --- an index made again ----------------------------------------------------------------------------
+
+
+LOST: dict[str, Callable[[Path], object]] = {
+    "lost": lambda d: (d / INDEX).unlink(),
+    "torn": lambda d: (d / INDEX).write_text((d / INDEX).read_text()[:300]),
+    "wrong sum": lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][1]["sha256"].update(image="0" * 64)),
+    "of before headers": lambda d: rewrite_index(d, without_headers),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_an_index_is_made_again_from_whole_shards(tmp_path: Path, cli: Cli, name: str) -> None:
+    folder = tmp_path / "d"
+    write(folder, samples(20), per_shard=7)
+    before = json.loads((folder / INDEX).read_text())
+    LOST[name](folder)
+    done = cli("data", "verify", folder, "--repair-index")
+    assert (done.returncode, done.stdout) == (0, f"{folder}: index written anew; whole: train 20\n")
+    after = json.loads((folder / INDEX).read_text())
+    assert after["splits"] == before["splits"]
+    assert after["about"] == (before["about"] if name in ("wrong sum", "of before headers") else {})
+
+
+def test_classes_that_no_shard_names_are_those_of_the_old_index_or_of_the_labels(tmp_path: Path) -> None:
+    folder, made = tmp_path / "d", samples(20)
+    made["label"] %= 7
+    made["label"][11] = 6
+    write(folder, made, per_shard=7)
+    for path in folder.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            del file["label"].attrs["classes"]
+    rewrite_index(folder, without_headers)
+
+    def classes() -> object:
+        assert repair.repair_index(folder) == {"train": 20}
+        return json.loads((folder / INDEX).read_text())["splits"]["train"]["fields"]["label"]["classes"]
+
+    assert classes() == 10
+    (folder / INDEX).unlink()
+    assert classes() == 7
+
+
+UNREPAIRABLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "nothing there": (lambda d: [path.unlink() for path in d.iterdir()], ["no index, and no shards"]),
+    "shard missing": (lambda d: (d / SHARD).unlink(), [SHARD, "missing"]),
+    "last shard missing": (lambda d: (d / "train-00002.h5").unlink(), ["train-00002.h5", "missing"]),
+    "sample flipped": (lambda d: flip(d / SHARD, "image"), [SHARD, "image is damaged"]),
+    "header flipped": (lambda d: flip_byte(d / SHARD, 100), [SHARD, "header is damaged"]),
+    "sample flipped, index lost": (lambda d: (flip(d / SHARD, "image"), (d / INDEX).unlink()), [SHARD, "image is damaged"]),
+    "cut, index lost": (lambda d: (os.truncate(d / SHARD, 700), (d / INDEX).unlink()), [SHARD, "truncated"]),
+    "text, index lost": (lambda d: ((d / SHARD).write_text("hello"), (d / INDEX).unlink()), [SHARD, "OSError"]),
+    "no checksum, index lost": (
+        lambda d: (replace(d / SHARD, "image", np.zeros((7, 4, 5), "u1")), (d / INDEX).unlink()),
+        [SHARD, "KeyError", "sha256"],
+    ),
+    "other shape, index lost": (
+        lambda d: (replace(d / SHARD, "image", np.zeros((7, 4, 6), "u1")), set_sum(d / SHARD, "image"), (d / INDEX).unlink()),
+        [SHARD, "[4, 6]", "[4, 5]"],
+    ),
+}
+
+
+def set_sum(path: Path, dataset: str) -> None:
+    with h5py.File(path, "r+") as file:
+        file[dataset].attrs["sha256"] = "0" * 64
+
+
+@pytest.mark.parametrize("name", UNREPAIRABLE)
+def test_no_index_is_made_of_damaged_shards(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "d"
+    write(folder, samples(20), per_shard=7)
+    harm, words = UNREPAIRABLE[name]
+    harm(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError) as caught:
+        repair.repair_index(folder)
+    for word in words:
+        assert word in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_header_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d", samples(20))
+    (tmp_path / "d" / INDEX).unlink()
+    monkeypatch.setattr(repair, "DESCRIBE_SECONDS", 0.01)
+    with pytest.raises(InputError, match=r"train-00000\.h5: damaged: HDF5 has not come to the end"):
+        repair.repair_index(tmp_path / "d")
+
+
+def test_a_run_goes_on_with_an_index_that_was_made_again(cli: Cli, arguments: list[str], shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "data")
+    words = [*arguments, f"data.dir={tmp_path / 'data'}", "out=r"]
+    assert cli("train", *words, "max_steps=2").returncode == 0
+    (tmp_path / "data" / INDEX).unlink()
+    assert "not found" in cli("train", *words, "max_steps=3").stderr
+    assert cli("data", "verify", tmp_path / "data", "--repair-index").returncode == 0
+    assert "resumed after step 2" in cli("train", *words, "max_steps=3").stdout
