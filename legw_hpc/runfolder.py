@@ -1,6 +1,7 @@
 """A run's folder: whose it is, what it has reached, and what is written to it.
 
     RUN/recipe.json     the recipe that the folder belongs to
+    RUN/owner.json      see owner.py
     RUN/log.jsonl       see runlog.py
     RUN/checkpoints/    see checkpoint.py
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from legw_hpc.comm import Comm
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.data.order import part
 from legw_hpc.errors import InputError
+from legw_hpc.owner import OWNER, owning
 from legw_hpc.recipe import Recipe
 from legw_hpc.trainer import Timing
 
@@ -30,7 +33,7 @@ RECIPE = "recipe.json"
 
 
 class RunFolder:
-    """Opens a run's folder, making it if need be.
+    """A run's folder, made if need be; a context in which no other job trains into it.
 
     Args:
         recipe: after overrides; its `out` names the folder.
@@ -38,24 +41,33 @@ class RunFolder:
         comm: rank 0's view of the folder counts.
 
     Raises:
-        InputError: the folder cannot be written, or belongs to another recipe; nothing is changed then.
+        InputError: the folder cannot be written, belongs to another recipe, or is in use; nothing is changed then.
     """
+
+    log: runlog.RunLog
 
     def __init__(self, recipe: Recipe, data: str, comm: Comm):
         self.path, self._comm, self._keep = recipe.out_folder(), comm, recipe.checkpoint.keep
         self._micro_batch = recipe.micro_batch
-        with comm.together():
-            if comm.rank == 0:
-                make_folder(self.path)
-                _claim(self.path, recipe.identity() | {"data": data})
-        with comm.together():
-            self.log = runlog.RunLog(self.path if comm.rank == 0 else None)
+        self._identity = json.loads(json.dumps(recipe.identity() | {"data": data}))
 
     def __enter__(self) -> RunFolder:
+        with ExitStack() as stack:
+            with self._comm.together():
+                if self._comm.rank == 0:
+                    make_folder(self.path)
+                    _belongs(self.path, self._identity)  # before this job waits for another
+            stack.enter_context(owning(self.path, self._comm))
+            with self._comm.together():
+                if self._comm.rank == 0:
+                    _claim(self.path, self._identity)
+                self.log = runlog.RunLog(self.path if self._comm.rank == 0 else None)
+            stack.callback(self.log.close)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.log.close()
+        self._leave.close()
 
     def result(self) -> dict[str, Any] | None:
         """The result of the run in this folder, if it has ended; the same on every rank."""
@@ -112,23 +124,32 @@ def _all_rows(carried: list[Tensor], comm: Comm) -> Tensor | None:
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Write the identity of the run into a new folder; compare it in one that is in use."""
-    mine = json.loads(json.dumps(identity))
+    """Write the identity of the run into a new folder."""
+    if not _belongs(folder, identity):
+        with written_whole(folder / RECIPE) as aside:
+            aside.write_text(json.dumps(identity, indent=1) + "\n")
+
+
+def _belongs(folder: Path, identity: dict[str, Any]) -> bool:
+    """Is the folder this run's; not yet, if it is new.
+
+    Raises:
+        InputError: it is another's.
+    """
     path = folder / RECIPE
     try:
         theirs = json.loads(path.read_text())
     except FileNotFoundError:
         names = sorted(entry.name for entry in folder.iterdir())
-        if strangers := [name for name in names if name != runlog.JOBS and not name.endswith(".part")]:
+        if strangers := [name for name in names if name not in (runlog.JOBS, OWNER) and not name.endswith(".part")]:
             raise InputError(f"{folder}: not empty ({strangers[0]}) and not a run's folder; nothing overwritten") from None
-        with written_whole(path) as aside:
-            aside.write_text(json.dumps(mine, indent=1) + "\n")
-        return
+        return False
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    for key in sorted(mine.keys() | theirs.keys()):
-        if mine.get(key) != theirs.get(key):
+    for key in sorted(identity.keys() | theirs.keys()):
+        if identity.get(key) != theirs.get(key):
             raise InputError(
-                f"{folder}: holds a run with {key} {theirs.get(key)!r}, this one has {mine.get(key)!r}; "
+                f"{folder}: holds a run with {key} {theirs.get(key)!r}, this one has {identity.get(key)!r}; "
                 "choose another folder with out=..., nothing overwritten"
             )
+    return True

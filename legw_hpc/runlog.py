@@ -1,7 +1,8 @@
 """What a run tells: a JSON-lines file, and on rank 0 a progress bar or plain lines.
 
 RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, versions, ranks, commit
-                 {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait
+                 {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait; noise scale
+                 {"event": "curvature", ...}  step and L(x, g) before it (curvature.py), where it was measured
                  {"event": "eval", ...}    step, epoch and the metrics
                  {"event": "resume", ...}  from which step
                  {"event": "end", ...}     status and result
@@ -13,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -141,6 +143,12 @@ class Progress:
             self._bar.close()
 
 
+def command() -> str:
+    """The words that this process was started with, without its launcher."""
+    name = "legw-hpc" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
+    return shlex.join([name, *sys.argv[1:]])
+
+
 def versions() -> dict[str, str | None]:
     """Of everything that can change a number."""
     found: dict[str, str | None] = {"python": platform.python_version()}
@@ -153,7 +161,10 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit that this code stands at, with "+" if files differ from it; None outside a checkout."""
+    """The commit that this code stands at, with "+" if files differ from it; None outside a checkout.
+
+    Where jobs/pack.sh has packed it, or a container holds it, the file COMMIT tells.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -164,6 +175,7 @@ def commit() -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", __file__) is None:
-        return None
+        packed = here / "COMMIT"
+        return (packed.read_text().strip() or None) if packed.exists() else None
     head = git("rev-parse", "--short=12", "HEAD")
     return None if head is None else head + ("+" if git("status", "--porcelain", "-uno") else "")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from legw_hpc import runlog
+from legw_hpc import noise, runlog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
 from legw_hpc.recipe import Derived, Recipe
@@ -82,7 +82,7 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
     progress = runlog.Progress(derived.steps, done, comm.rank == 0)
     every = _Every(recipe, derived, comm.rank == 0)
     metrics: dict[str, float] | None = None
-    logged = dataclasses.replace(timing)
+    logged, estimates = dataclasses.replace(timing), list[noise.Noise]()
     try:
         with (
             _stop_signals() as stopped,
@@ -90,13 +90,18 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
         ):
             for at in steps:
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
+                if at.curvature is not None:
+                    log.write("curvature", step=at.step, L=at.curvature)
                 ends = at.step == derived.last
+                estimates += [at.noise] if at.noise else []
                 if every.line_due() or ends:
-                    log.write("step", **_step_line(at, derived), **timing.line(logged))
-                    logged = dataclasses.replace(timing)
+                    measured = noise.as_line(noise.mean(estimates)) if estimates else {}
+                    log.write("step", **_step_line(at, derived), **timing.line(logged), **measured)
+                    logged, estimates = dataclasses.replace(timing), []
                 if every.evaluation_due(at.step) or ends:
                     metrics = _score(work, at.step, log, progress)
                 if at.save or at.stop or ends or every.checkpoint_due(at.step):
+                    work.check_data()
                     folder.save(at.step, work.parts, timing, carried)
                     every.checkpointed()
                 if at.stop and not ends:
@@ -178,7 +183,7 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         folder.log.write("resume", step=done, **facts)
     else:
         about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), **facts}
-        folder.log.write("start", **about, versions=runlog.versions(), commit=runlog.commit())
+        folder.log.write("start", **about, versions=runlog.versions(), commit=runlog.commit(), command=runlog.command())
 
 
 def _step_line(at: Done, derived: Derived) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,22 @@ def test_other_data_in_the_same_folder_is_another_run(cli: Cli, arguments: list[
     assert (done.returncode, "holds a run with data" in done.stderr) == (2, True)
 
 
+def test_a_flipped_byte_in_a_shard_is_found_before_anything_is_trained(
+    cli: Cli, arguments: list[str], shards: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shards, tmp_path / "data")
+    words = [*arguments, f"data.dir={tmp_path / 'data'}", "max_steps=2", "out=r"]
+    shard = tmp_path / "data" / "train-00002.h5"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:])  # in the pixels
+    done = cli("train", *words)
+    assert (done.returncode, "train-00002.h5: image is damaged" in done.stderr) == (2, True)
+    assert not (tmp_path / "r").exists()
+    assert cli("train", *words, "data.verify=false", "out=unseen").returncode == 0
+    shard.write_bytes(whole)
+    assert cli("train", *words).returncode == 0
+
+
 def test_a_seed_may_be_any_whole_number(cli: Cli, arguments: list[str]) -> None:
     assert cli("train", *arguments, "seed=20261122123456", "max_steps=2", "out=r").returncode == 0
 
@@ -281,32 +298,3 @@ def test_data_commands(cli: Cli, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     broken = cli("data", "verify", "d")
     assert (broken.returncode, "train-00001.h5" in broken.stderr) == (2, True)
-
-
-def test_a_sweep_skips_what_is_finished(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    arguments = [word for word in arguments if not word.startswith(("batch", "epochs"))]
-    words = ["sweep", *arguments, "epochs=6", "batch=32,96", "scheme=legw,linear", "--to", "s"]
-    first = cli(*words)
-    assert first.returncode == 0, first.stderr
-    table = (tmp_path / "s" / "table.md").read_text()
-    assert len(table.splitlines()) == 2 + 4
-    assert (tmp_path / "s" / "quality.png").read_bytes()[:4] == b"\x89PNG"
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("log.jsonl")}
-    assert len(before) == 4
-    again = cli(*words)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("log.jsonl")} == before
-    assert table in again.stdout
-
-
-def test_a_sweep_does_not_show_another_recipes_numbers(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    assert cli("sweep", *arguments, "max_steps=2", "--to", "s").returncode == 0
-    again = cli("sweep", *arguments, "max_steps=2", "baseline.lr=0.9", "--to", "s")
-    assert (again.returncode, "baseline.lr" in again.stderr) == (2, True)
-
-
-def test_a_diverged_cell_does_not_stop_a_sweep(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    done = cli("sweep", *arguments, "lr=1e30,0.1", "--to", "s")
-    assert done.returncode == 0, done.stderr
-    table = (tmp_path / "s" / "table.md").read_text()
-    assert table.count("diverged") == 1
-    assert json.dumps(0.1) in table

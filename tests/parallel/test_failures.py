@@ -121,7 +121,8 @@ def test_a_fault_that_one_rank_finds_in_the_middle_is_told_and_ends_all(tmp_path
     with h5py.File(tmp_path / "jpegs" / "train-00000.h5", "r+") as file:
         offsets = file["image/offsets"][...]
         file["image/bytes"][offsets[5] : offsets[6]] = 0
-    words = test_images.training("imagenet-resnet50", tmp_path / "jpegs", **{"options.size": 32, "options.resize": 36})
+    changed = {"options.size": 32, "options.resize": 36, "data.verify": "false"}
+    words = test_images.training("imagenet-resnet50", tmp_path / "jpegs", **changed)
     code, said = launch(2, [*TRAIN, *words, f"out={tmp_path / 'r'}"], timeout=90)
     assert code == 2, said
     assert len(re.findall(r"legw-hpc: .*train sample 5 .*\(rank [01] on ", said, re.M)) == 1, said

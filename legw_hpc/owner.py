@@ -1,0 +1,178 @@
+"""A run folder has one job that trains into it; a second one waits for it, or refuses.
+
+    RUN/owner.json    host, process and job of rank 0; touched every BEAT_SECONDS, removed at the end
+
+No file lock: network file systems have none, or keep one of a node that is gone.  A record that a dead job
+left behind is known by its process, on the same host, or by its silence, by the waiting process's own
+clock: those of two hosts are never compared.  A job that was only stopped and comes to life again finds
+another's record in the place of its own, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from legw_hpc.data.files import written_whole
+from legw_hpc.errors import EXIT_INPUT, InputError
+
+if TYPE_CHECKING:
+    from legw_hpc.comm import Comm  # which imports torch; `legw-hpc status` does not
+
+OWNER = "owner.json"
+# Assumed: seldom enough for a shared file system, and a pause of four beats is no living job's.
+BEAT_SECONDS = 10.0
+SILENT_SECONDS = 45.0
+# Between taking a dead job's record and looking whose it is now: another may do the same (assumed).
+SETTLE_SECONDS = 1.0
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who trains: rank 0's host, table of processes (containers have their own), process, and the job it is in.
+
+    `started` tells a process from a later one with its number: ticks since the host's start.
+    """
+
+    host: str
+    processes: str
+    pid: int
+    started: str
+    job: str
+
+    def __str__(self) -> str:
+        return f"{f'job {self.job}, ' if self.job else ''}process {self.pid} on {self.host}"
+
+    def is_gone(self) -> bool:
+        """For certain: on this host, and no such process."""
+        here = myself()
+        return (self.host, self.processes) == (here.host, here.processes) and _started(self.pid) != self.started
+
+
+def myself() -> Owner:
+    """This process."""
+    environment, pid = os.environ, os.getpid()
+    job = environment.get("SLURM_JOB_ID") or environment.get("PBS_JOBID", "")
+    return Owner(socket.gethostname(), os.readlink("/proc/self/ns/pid"), pid, _started(pid), job)
+
+
+def _started(pid: int) -> str:
+    """Ticks since the host's start; "" for a process that is gone, or has ended and is not collected yet."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+@contextlib.contextmanager
+def owning(run: Path, comm: Comm) -> Iterator[None]:
+    """Have a run folder for oneself; a collective.
+
+    Args:
+        run: the run folder.
+        comm: rank 0 does the work; its `abort` ends the job if another has taken the folder.
+
+    Raises:
+        InputError: another job trains into it, and goes on doing so.
+    """
+    me, over = myself(), threading.Event()
+    with comm.together():
+        if comm.rank == 0:
+            _take(run, me)
+    thread = threading.Thread(target=_beat, args=(run, me, comm, over), name="legw-owner", daemon=True)
+    if comm.rank == 0:
+        thread.start()
+    try:
+        yield
+    finally:
+        if comm.rank == 0:
+            over.set()
+            thread.join()
+            if _look(run)[0] == me:
+                with contextlib.suppress(OSError):  # the folder may be gone
+                    (run / OWNER).unlink()
+
+
+def _take(run: Path, me: Owner) -> None:
+    start = since = time.monotonic()
+    seen: tuple[Owner | None, int] | None = None
+    beats = told = False
+    while not _create(run, me):
+        now, look = time.monotonic(), _look(run)
+        owner, _ = look
+        if look != seen:
+            beats, seen, since = seen is not None, look, now
+        if (owner and owner.is_gone()) or now - since >= SILENT_SECONDS:
+            _write(run, me)
+            time.sleep(SETTLE_SECONDS)
+            if _look(run)[0] == me:
+                return
+            continue
+        if beats and now - start >= SILENT_SECONDS:
+            raise InputError(f"{run}: in use by {owner}; wait for it, or choose another folder with out=...")
+        if not told:
+            print(f"{run}: in use by {owner or 'another job'}; waiting up to {SILENT_SECONDS:g} s for its end", flush=True)
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _create(run: Path, me: Owner) -> bool:
+    """Write a record where there is none."""
+    try:
+        with open(run / OWNER, "x") as file:
+            file.write(_text(me))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise InputError(f"{run / OWNER}: cannot be written: {error.strerror}") from None
+    return True
+
+
+def _write(run: Path, me: Owner) -> None:
+    with written_whole(run / OWNER) as aside:
+        aside.write_text(_text(me))
+
+
+def _text(owner: Owner) -> str:
+    return json.dumps(asdict(owner)) + "\n"
+
+
+def _look(run: Path) -> tuple[Owner | None, int]:
+    """The record, if it can be read, and the time of its last beat, as the file system counts (0: there is no record)."""
+    try:
+        with open(run / OWNER) as file:  # a network file system asks its server when a file is opened
+            at = os.fstat(file.fileno()).st_mtime_ns
+            return Owner(**json.load(file)), at
+    except FileNotFoundError:
+        return None, 0
+    except (OSError, ValueError, TypeError):  # half written, or not by us
+        return None, 1
+
+
+def _beat(run: Path, me: Owner, comm: Comm, over: threading.Event) -> None:
+    while not over.wait(BEAT_SECONDS):
+        owner, _ = _look(run)
+        if owner is not None and owner != me:
+            print(f"legw-hpc: {run}: {owner} has taken this folder; this job was silent", file=sys.stderr, flush=True)
+            comm.abort(EXIT_INPUT)
+        with contextlib.suppress(OSError):  # the folder is gone, or its disk full: who writes there says so
+            os.utime(run / OWNER)
+
+
+def last_beat(run: Path) -> float:
+    """When a job that has not ended gave its last sign of life, in seconds since 1970; 0 if there is none."""
+    try:
+        return (run / OWNER).stat().st_mtime
+    except OSError:
+        return 0.0
