@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from legw_hpc import noise
 from legw_hpc.apps import Application
 from legw_hpc.comm import Comm
 from legw_hpc.data.loader import Step
+from legw_hpc.data.order import part
 from legw_hpc.errors import Diverged
 from legw_hpc.models.batch_norm import StepStatistics
 from legw_hpc.precision import Precision
@@ -29,8 +31,8 @@ from legw_hpc.recipe import Derived
 class FlatGradients:
     """The gradients of all parameters as views of one buffer, so that one exchange takes them all.
 
-    Behind them travel the sums of layers that learn from the whole batch (batch norm), and three
-    numbers: the loss, and how many ranks ask to stop and to save.
+    Behind them travel the sums of layers that learn from the whole batch (batch norm), and four
+    numbers: the loss, how many ranks ask to stop and to save, and what the noise scale is made of.
 
     Args:
         model: its trainable parameters are float32, dense, on one device.
@@ -41,15 +43,23 @@ class FlatGradients:
         self.learners = [module for module in model.modules() if isinstance(module, StepStatistics)]
         size = sum(p.numel() for p in parameters)
         sums = [module.sums.numel() for module in self.learners]
-        self.buffer = torch.zeros(size + sum(sums) + 3, device=parameters[0].device)
-        self.gradients, statistics, tail = self.buffer.split([size, sum(sums), 3])
-        self.loss, self.asked = tail[0], tail[1:]
-        for module, part in zip(self.learners, statistics.split(sums), strict=True):
-            module.sums = part.view_as(module.sums)
-        start = 0
-        for p in parameters:
-            # The parameter's own strides: a channels_last weight keeps a channels_last gradient.
-            p.grad = torch.as_strided(self.buffer, p.size(), p.stride(), start)
+        self.buffer = torch.zeros(size + sum(sums) + 4, device=parameters[0].device)
+        self.gradients, statistics, tail = self.buffer.split([size, sum(sums), 4])
+        self.loss, self.asked, self.spread, self.tail = tail[0], tail[1:3], tail[3], tail
+        for module, values in zip(self.learners, statistics.split(sums), strict=True):
+            module.sums = values.view_as(module.sums)
+        self._parameters = parameters
+        for p, view in zip(parameters, self.views(self.gradients), strict=True):
+            p.grad = view
+
+    def views(self, flat: Tensor) -> Iterator[Tensor]:
+        """Each parameter's part of a tensor that is laid out as `gradients`, in its shape.
+
+        It has the parameter's own strides: a channels_last weight keeps a channels_last gradient.
+        """
+        start = flat.storage_offset()
+        for p in self._parameters:
+            yield torch.as_strided(flat, p.size(), p.stride(), start)
             start += p.numel()
 
 
@@ -57,7 +67,7 @@ class FlatGradients:
 class Timing:
     """Seconds of training so far, by what they went to, and the samples trained on.
 
-    Evaluations and checkpoints, which happen between steps, are not in it.
+    Evaluations and checkpoints, which happen between steps, and probes are not in it.
     """
 
     samples: int = 0
@@ -84,6 +94,8 @@ class Done:
         gradient_norm: of the averaged gradient, before clipping.
         skipped: no update: fp16 overflowed, and the loss scale has been halved.
         stop, save: some rank asked for it, at this step, whatever that rank's clock.
+        noise: of the gradient, if the recipe asks for it and several ranks have samples.
+        curvature: L(x, g) before the step, where it was measured.
     """
 
     step: int
@@ -93,6 +105,8 @@ class Done:
     skipped: bool
     stop: bool
     save: bool
+    noise: noise.Noise | None = None
+    curvature: float | None = None
 
 
 def train(
@@ -108,6 +122,7 @@ def train(
     precision: Precision,
     clip_norm: float = 0.0,
     asks: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+    probe: Callable[[FlatGradients], float | None] | None = None,
 ) -> Iterator[Done]:
     """Train, yielding after every optimizer step; the caller evaluates, checkpoints and logs.
 
@@ -123,11 +138,13 @@ def train(
         clip_norm: largest norm of the averaged gradient; 0 is no clipping.
         asks: does this rank want to (stop, save); travels with the gradients, so that all ranks know
             of it at the same step.
+        probe: measures something of the averaged gradient, at the weights that it belongs to; leaves
+            both as they are (curvature.py).
 
     Raises:
         Diverged: the loss or gradient is not finite, on every rank at the same step.
     """
-    flat = FlatGradients(model)
+    flat, recipe = FlatGradients(model), derived.recipe
     model.train()
     clock = time.perf_counter
     asked = start = clock()
@@ -137,7 +154,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         # For a model that draws from torch (PtbLSTM's dropout draws by row instead): resume needs no state.
-        _seed(flat.buffer.device, derived.recipe.seed, step.number, comm.rank)
+        seed(flat.buffer.device, recipe.seed, step.number, comm.rank)
         flat.buffer.zero_()
         if step.first:
             carried.clear()
@@ -154,13 +171,17 @@ def train(
                 carried[number : number + 1] = [after]
             asked = clock()
         flat.asked.copy_(torch.tensor(asks()))
+        items = step.samples // (recipe.data.window or 1)
+        if recipe.noise_scale:
+            weight = noise.weight(items, len(part(items, comm.rank, comm.size)))
+            flat.spread.copy_((torch.linalg.vector_norm(flat.gradients) / scale).square() * weight)
         computed = clock()
         comm.sum_(flat.buffer)
         exchanged = clock()
         if scale != 1:
             flat.gradients.div_(scale)
         norm = torch.linalg.vector_norm(flat.gradients)
-        loss_now, norm_now, stop, save = torch.cat([flat.loss[None], norm[None], flat.asked]).tolist()
+        loss_now, stop, save, spread, norm_now = torch.cat([flat.tail, norm[None]]).tolist()
         finite = math.isfinite(loss_now) and math.isfinite(norm_now)
         update = precision.keep(finite)
         if update and not finite:
@@ -169,6 +190,9 @@ def train(
                 f"diverged at step {step.number} (epoch {epoch:.3f}, lr {lr:.6g}): "
                 f"loss {loss_now:.6g}, gradient norm {norm_now:.6g}"
             )
+        before = clock()
+        curvature = probe(flat) if probe is not None and update else None
+        probed = clock() - before
         if update:
             if clip_norm and norm_now > clip_norm:
                 flat.gradients.mul_(clip_norm / norm_now)
@@ -180,12 +204,14 @@ def train(
         timing.input += waited
         timing.compute += computed - start - waited
         timing.exchange += exchanged - computed
-        timing.update += end - exchanged
-        yield Done(step.number + 1, lr, loss_now, norm_now, not update, stop > 0, save > 0)
+        timing.update += end - exchanged - probed
+        told = recipe.noise_scale and update
+        estimate = noise.estimate(spread, norm_now**2, items, min(comm.size, items)) if told else None
+        yield Done(step.number + 1, lr, loss_now, norm_now, not update, stop > 0, save > 0, estimate, curvature)
         asked = start = clock()
 
 
-def _seed(device: torch.device, *numbers: int) -> None:
+def seed(device: torch.device, *numbers: int) -> None:
     """Seed torch's generator of a device; `torch.manual_seed` goes through all kinds of device, 0.4 ms a step."""
     mixed = 0
     for number in numbers:  # multiplied as in FNV-1a; the generator mixes what it is given

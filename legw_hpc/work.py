@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from legw_hpc import apps, runlog
 from legw_hpc.comm import Comm
+from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
 from legw_hpc.data.loader import evaluation_batches, train_steps
 from legw_hpc.data.order import Order, Shuffled, Windows
@@ -25,6 +26,9 @@ from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import Precision
 from legw_hpc.recipe import Derived, Recipe, derive
 from legw_hpc.trainer import Done, Timing, evaluate, train
+
+# Above this, rank 0 says what it is waiting for: seconds of reading (assumed).
+SAY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,18 @@ class Work:
     @property
     def data(self) -> str:
         """A digest of the data's checksums: two runs on the same data agree on it."""
-        return _digest(self.training.index["splits"])
+        return _data_digest(self.training)
+
+    def check_data(self) -> None:
+        """Before a checkpoint: nothing that was trained on other data than at the start is to be kept; a collective.
+
+        Raises:
+            InputError: names the shard; on every rank.
+        """
+        with self.comm.together():
+            files = [file for data in (self.training, *self.evaluated) for file in data.files]
+            for file in files[self.comm.local_rank :: self.comm.local_size]:  # a node may have a copy of its own
+                file.check_unchanged()
 
     def train(
         self, first: int, timing: Timing, carried: list[Tensor], asks: Callable[[], tuple[bool, bool]] = lambda: (False, False)
@@ -69,10 +84,12 @@ class Work:
             even=recipe.options.get("batch_norm") == "sync",  # the ranks meet in every micro-batch
             first=first, last=self.derived.last, rank=self.comm.rank, size=self.comm.size, device=self.device,
         )  # fmt: skip
+        probe = Probe(self.app, self.model, recipe, self.comm, carried) if recipe.curvature_every else None
+        watched = steps if probe is None else probe.watch(steps)
         try:
             yield from train(
-                self.app, self.model, self.optimizer, steps, self.derived, self.comm, timing=timing, carried=carried,
-                precision=self.precision, clip_norm=recipe.clip_norm, asks=asks,
+                self.app, self.model, self.optimizer, watched, self.derived, self.comm, timing=timing, carried=carried,
+                precision=self.precision, clip_norm=recipe.clip_norm, asks=asks, probe=probe,
             )  # fmt: skip
         finally:
             steps.close()
@@ -104,10 +121,16 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
         app = apps.application(recipe.application, **options)
         training, evaluated = _open(recipe, app, comm.size)
+        if recipe.data.verify:
+            _verify((training, *evaluated), comm)
         derived = derive(recipe)
+        if recipe.noise_scale and comm.size == 1:
+            raise InputError("noise_scale=true: one rank has no gradient beside the average; on 2 ranks or more")
         device = choose_device(recipe.device, comm)
         if recipe.precision == "fp16" and device.type != "cuda":
             raise InputError(f"precision=fp16 is for GPUs; on {device} use bf16 or fp32")
+        if recipe.curvature_every and recipe.precision != "fp32":
+            raise InputError(f"curvature_every={recipe.curvature_every}: a difference of gradients needs precision=fp32")
         torch.manual_seed(recipe.seed)
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
@@ -148,6 +171,16 @@ def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tu
     return training, evaluated
 
 
+def _verify(splits: tuple[Shards, ...], comm: Comm) -> None:
+    """Read this rank's part of all shards: no more than an epoch reads, once, and it is in memory then."""
+    mine = [file for data in splits for file in data.files][comm.rank :: comm.size]
+    size = sum(file.path.stat().st_size for file in mine)
+    if comm.rank == 0 and size > SAY_BYTES:
+        print(f"data     reading {size * comm.size / 1e9:.0f} GB to compare checksums (not with data.verify=false)", flush=True)
+    for file in mine:
+        file.verify()
+
+
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     """The learning rate is set before every step, from the schedule."""
     groups = parameter_groups(model, recipe.exempt)
@@ -169,7 +202,7 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
     mine = {
         "recipe": json.dumps(recipe.identity(), sort_keys=True),
         "versions": runlog.versions(),
-        "data": _digest(data.index["splits"]),
+        "data": _data_digest(data),
         "initial weights": weights.hexdigest(),
     }
     everyone = comm.gather({key: json.dumps(value, sort_keys=True) for key, value in mine.items()})
@@ -179,6 +212,15 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
                 raise InputError(
                     f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}", agreed=True
                 )
+
+
+def _data_digest(data: Shards) -> str:
+    """Of all splits; headers left out, as files of the same samples may differ in them."""
+    splits = json.loads(json.dumps(data.index["splits"]))
+    for entry in splits.values():
+        for shard in entry["shards"]:
+            shard.pop("header", None)
+    return _digest(splits)
 
 
 def _digest(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -58,6 +59,32 @@ def test_momentum_is_the_equation_of_the_paper() -> None:
         velocity = 0.9 * velocity + gradient
         expected -= 0.1 * velocity
     assert w.item() == pytest.approx(expected)
+
+
+TORCH: dict[str, Callable[[list[torch.Tensor], float], torch.optim.Optimizer]] = {
+    "sgd": lambda w, lr: torch.optim.SGD(w, lr, fused=True),
+    "momentum": lambda w, lr: torch.optim.SGD(w, lr, momentum=0.9, fused=True),
+    "nesterov": lambda w, lr: torch.optim.SGD(w, lr, momentum=0.9, nesterov=True, fused=True),
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "adam": lambda w, lr: torch.optim.Adam(w, lr, fused=True),
+    "adadelta": torch.optim.Adadelta,
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_equals_the_one_of_torch(name: str) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(33), torch.randn(5, 33)
+    ends = []
+    for make in (lambda w, lr: solver(name, w, lr), TORCH[name]):
+        w = start.clone().requires_grad_()
+        optimizer = make([w], LEARNING_RATES[name])
+        for gradient in gradients:
+            w.grad = gradient.clone()
+            optimizer.step()
+        ends.append(w.detach())
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize(("name", "options"), [("adamw2", {}), ("sgd", {"momentum": 0.9}), ("adam", {"eta": 1})])

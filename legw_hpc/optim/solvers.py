@@ -10,39 +10,40 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from legw_hpc.optim.eager import eager, mark_methods
 from legw_hpc.optim.lars import LARS
 
 
 def _sgd(params: Any, lr: float, weight_decay: float = 0.0) -> Optimizer:
-    return torch.optim.SGD(params, lr, weight_decay=weight_decay, fused=True)
+    return eager(torch.optim.SGD)(params, lr, weight_decay=weight_decay, fused=True)
 
 
 def _momentum(params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
-    return torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, fused=True)
+    return eager(torch.optim.SGD)(params, lr, momentum, weight_decay=weight_decay, fused=True)
 
 
 def _nesterov(params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
-    return torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=True, fused=True)
+    return eager(torch.optim.SGD)(params, lr, momentum, weight_decay=weight_decay, nesterov=True, fused=True)
 
 
 def _adagrad(params: Any, lr: float, weight_decay: float = 0.0, eps: float = 1e-10) -> Optimizer:
-    return torch.optim.Adagrad(params, lr, weight_decay=weight_decay, eps=eps)
+    return eager(torch.optim.Adagrad)(params, lr, weight_decay=weight_decay, eps=eps)
 
 
 def _rmsprop(
     params: Any, lr: float, alpha: float = 0.99, momentum: float = 0.0, weight_decay: float = 0.0, eps: float = 1e-8
 ) -> Optimizer:
-    return torch.optim.RMSprop(params, lr, alpha, eps, weight_decay, momentum)
+    return eager(torch.optim.RMSprop)(params, lr, alpha, eps, weight_decay, momentum)
 
 
 def _adam(
     params: Any, lr: float, beta1: float = 0.9, beta2: float = 0.999, weight_decay: float = 0.0, eps: float = 1e-8
 ) -> Optimizer:
-    return torch.optim.Adam(params, lr, (beta1, beta2), eps, weight_decay, fused=True)
+    return eager(torch.optim.Adam)(params, lr, (beta1, beta2), eps, weight_decay, fused=True)
 
 
 def _adadelta(params: Any, lr: float, rho: float = 0.9, weight_decay: float = 0.0, eps: float = 1e-6) -> Optimizer:
-    return torch.optim.Adadelta(params, lr, rho, eps, weight_decay)
+    return eager(torch.optim.Adadelta)(params, lr, rho, eps, weight_decay)
 
 
 SOLVERS: dict[str, Callable[..., Optimizer]] = {
@@ -75,6 +76,7 @@ def solver(name: str, params: Any, lr: float, **options: Any) -> Optimizer:
     for option in options:
         if option not in known:
             raise ValueError(f"solver {name} has no option {option!r}: it takes {', '.join(known)}")
+    mark_methods()
     return SOLVERS[name](params, lr, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from legw_hpc.comm import connect
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import load
+from legw_hpc.trainer import Timing
+from legw_hpc.work import prepare
 
 
 def collectives(backend: str) -> dict[str, Any]:
@@ -98,3 +101,14 @@ def misbehave(how: str) -> None:
         if how == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
+
+
+def noise(words: list[str], steps: int) -> list[list[float] | None]:
+    """The estimates of a run's first steps."""
+    comm = connect("auto")
+    try:
+        work = prepare(load("mnist-lstm", [*words, "noise_scale=true", "threads=1"]), comm)
+        found = [at.noise for at in itertools.islice(work.train(0, Timing(), []), steps)]
+        return [[one.variance, one.square] if one else None for one in found]
+    finally:
+        comm.close()

@@ -1,0 +1,86 @@
+"""legw-hpc curvature: a run with L(x, g) measured, and what the measurement says of the warmup."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from legw_hpc import runlog
+from legw_hpc.data.files import written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.launcher import launched, local_ranks
+from legw_hpc.legw import scale
+from legw_hpc.peak import peak
+from legw_hpc.recipe import derive, load
+from legw_hpc.records import Record, read
+
+PLOT = "curvature.png"
+OUT = "runs/curvature-{name}-{solver}-{scheme}-b{batch}-s{seed}"
+
+
+def curvature(name: str, overrides: Sequence[str], every: int, *, ranks: int = 1, run: bool = True) -> None:
+    """Train with the probe, on these ranks or on some that are launched here; then print and draw the peak.
+
+    Args:
+        name: of a recipe, or a path.
+        overrides: key=value.
+        every: steps between measurements.
+        ranks: to launch on this machine.
+        run: False prints what there is.
+
+    Raises:
+        InputError: what cannot be trained; no measurement in the folder.
+    """
+    if every < 1:
+        raise InputError(f"--every {every}: at least 1 step")
+    words = [f"out={OUT}", *overrides, f"curvature_every={every}"]
+    recipe = load(name, words)
+    derive(recipe)
+    if run and ranks > 1:
+        if launched().size > 1:
+            raise InputError(f"--ranks {ranks} launches ranks; the launcher started {launched().size} already")
+        command, environment = local_ranks(ranks)
+        command += [sys.executable, "-m", "legw_hpc", "train", name, *words]
+        if code := subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode:
+            sys.exit(code)
+    elif run:
+        from legw_hpc.single_run import run as train  # torch
+
+        train(recipe)
+    if launched().rank == 0:
+        folder = recipe.out_folder()
+        log = folder / runlog.LOG
+        record = read(log) if log.is_file() else None
+        if record is None or not record.curvature()[0]:
+            raise InputError(f"{folder}: no run here that measured L(x, g)")
+        from legw_hpc.figures import curvature as drawing  # matplotlib
+
+        with written_whole(folder / PLOT) as path:
+            drawing.draw_run(drawing.curve(record), path, f"{recipe.name}, batch {recipe.batch:,}, {recipe.scheme}")
+        print("\n".join([*lines(record), f"plot     {folder / PLOT}"]))
+
+
+def lines(record: Record) -> list[str]:
+    """Where the peak is, for people.
+
+    Args:
+        record: of a run that measured L(x, g).
+    """
+    derived, (steps, values) = derive(record.recipe), record.curvature()
+    per_epoch, legw = derived.steps_per_epoch, scale(record.recipe.baseline, record.recipe.batch).warmup_epochs
+    found = peak(steps, values)
+    about = [f"L(x, g)  measured at {len(steps):,} of {steps[-1]:,} steps, {steps[-1] / per_epoch:.3g} epochs"]
+    if found is None:
+        return [*about, "peak     none within them: L rises to their end, or falls from their beginning"]
+    rate = derived.lr(found.step - 1)
+    about.append(
+        f"peak     {found.value:.3g} at step {found.step:,}, epoch {found.step / per_epoch:.3g} (running median); "
+        f"1 / L is {1 / found.value:.3g}, the learning rate there {rate:.3g}"
+    )
+    if found.until is None:
+        about.append(f"warmup   no end of the peak within them; LEGW's is {legw:.3g} epochs")
+    else:
+        covers = f"{found.until / per_epoch:.3g} epochs ({found.until:,} steps) cover it: L is down to half there"
+        about.append(f"warmup   {covers}; LEGW's is {legw:.3g} epochs")
+    return about

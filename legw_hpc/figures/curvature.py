@@ -1,0 +1,125 @@
+"""L(x, g) along training, and where its peak lies against the batch (the paper's Figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a compute node
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from legw_hpc.figures.quality import COLOURS, MARKERS
+from legw_hpc.legw import scale
+from legw_hpc.peak import Peak, peak, power, smoothed
+from legw_hpc.recipe import derive
+from legw_hpc.records import Record
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run.
+
+    Attributes:
+        steps, values: where L was measured, and what it was.
+        epoch: of one step.
+        warmup_epochs: what LEGW takes for the batch.
+        peak: of the smoothed curve, where there is one.
+    """
+
+    batch: int
+    steps: Sequence[int]
+    values: Sequence[float]
+    epoch: float
+    warmup_epochs: float
+    peak: Peak | None
+
+
+def curve(record: Record) -> Curve:
+    """Of a run that measured L(x, g)."""
+    steps, values = record.curvature()
+    warmup = scale(record.recipe.baseline, record.recipe.batch).warmup_epochs
+    return Curve(record.recipe.batch, steps, values, 1 / derive(record.recipe).steps_per_epoch, warmup, peak(steps, values))
+
+
+def shift(curves: Sequence[Curve]) -> float | None:
+    """p where the epoch of the peak goes as batch**p; None of fewer than three peaks."""
+    return power(*_peak_epochs(curves))
+
+
+def _peak_epochs(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
+    """Batches, rising, and the epoch at which L peaks with each."""
+    found = sorted((curve.batch, curve.peak.step * curve.epoch) for curve in curves if curve.peak is not None)
+    return [batch for batch, _ in found], [epoch for _, epoch in found]
+
+
+def draw_run(curve: Curve, path: Path, title: str) -> None:
+    """Write a PNG of one run; its steps as dots, the running median as a line."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes.plot([step * curve.epoch for step in curve.steps], curve.values, ".", color="0.75", markersize=2, label="each step")
+    _curve(axes, curve, COLOURS[0], "running median")
+    axes.axvline(curve.warmup_epochs, color=COLOURS[1], linestyle="--", linewidth=1.2, label="end of LEGW's warmup")
+    _finish(axes, title)
+    figure.savefig(path, format="png")
+    plt.close(figure)
+
+
+def draw(series: Mapping[str, Sequence[Curve]], path: Path, title: str) -> None:
+    """Write a PNG: the curves of each series, then where their peaks lie.
+
+    Args:
+        series: its curves, by label.
+        path: where to.
+        title: above all.
+    """
+    columns = len(series) + 1
+    figure, grid = plt.subplots(1, columns, figsize=(4.2 * columns, 4.0), dpi=150, layout="constrained", squeeze=False)
+    for axes, (label, curves) in zip(grid[0], series.items(), strict=False):
+        for i, curve in enumerate(sorted(curves, key=lambda curve: curve.batch)):
+            _curve(axes, curve, plt.get_cmap("viridis")(i / max(1, len(curves))), f"{curve.batch:,}")
+        _finish(axes, label, "batch")
+    _peaks(grid[0, -1], series)
+    figure.suptitle(title)
+    figure.savefig(path, format="png")
+    plt.close(figure)
+
+
+def _curve(axes: Axes, curve: Curve, colour: object, label: str) -> None:
+    places = smoothed(curve.steps, curve.values)
+    axes.plot(
+        [step * curve.epoch for step, _ in places], [value for _, value in places], color=colour, linewidth=1.8, label=label
+    )
+    if curve.peak is not None:
+        axes.plot(curve.peak.step * curve.epoch, curve.peak.value, marker="v", color=colour, markersize=8)
+
+
+def _finish(axes: Axes, title: str, legend: str = "") -> None:
+    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="L(x, g)", title=title)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.grid(alpha=0.3)
+    axes.legend(title=legend or None, fontsize=8)
+
+
+def _peaks(axes: Axes, series: Mapping[str, Sequence[Curve]]) -> None:
+    for i, (label, curves) in enumerate(series.items()):
+        batches, epochs = _peak_epochs(curves)
+        p = shift(curves)
+        shown = label if p is None else f"{label}: batch^{p:.2f}"
+        axes.plot(batches, epochs, color=COLOURS[i], marker=MARKERS[i], label=shown, linewidth=1.8)
+    every = {curve.batch: curve.warmup_epochs for curves in series.values() for curve in curves}
+    axes.plot(sorted(every), [every[batch] for batch in sorted(every)], "--", color="0.4", label="LEGW's warmup")
+    axes.set(xlabel="global batch (samples)", ylabel="epoch of the peak", title="the peak against the batch")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(every)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    axes.tick_params(axis="x", labelrotation=45)
+    for side in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        side(StrMethodFormatter("{x:g}"))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)

@@ -1,0 +1,68 @@
+"""Where L(x, g) has its early peak, and what warmup covers it (paper § 4, Figure 3).  Pure Python.
+
+L of a single batch jumps by a factor of ten from step to step, so its curve is smoothed first: the
+median over all steps that are at most HALF times the step away.  So the window is as wide as the step
+is late, and a peak at step 20 and one at step 2,000 are treated alike.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Assumed: 9 steps at step 20, and narrow beside the peaks seen (mnist-lstm: from half to half a factor of 3).
+HALF = 0.2
+# The smoothed curve is wanted at steps so far apart, not at each.
+APART = 1.02
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest value of the smoothed curve.
+
+    Attributes:
+        step: where, counted from 1.
+        value: L there.
+        until: the first step after it at which L is down to half, where the warmup may end; None if it is
+            not within what was measured.
+    """
+
+    step: int
+    value: float
+    until: int | None
+
+
+def smoothed(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, float]]:
+    """The curve as described above, at some of the steps.
+
+    Args:
+        steps: rising, from 1.
+        values: L at each.
+    """
+    curve: list[tuple[int, float]] = []
+    for step in steps:
+        if not curve or step >= curve[-1][0] * APART:
+            begin, end = bisect.bisect_left(steps, step * (1 - HALF)), bisect.bisect_right(steps, step * (1 + HALF))
+            curve.append((step, statistics.median(values[begin:end])))
+    return curve
+
+
+def peak(steps: Sequence[int], values: Sequence[float]) -> Peak | None:
+    """The peak of the smoothed curve; None if it only rises or falls: then there is none within what was measured."""
+    curve = smoothed(steps, values)
+    if not curve:
+        return None
+    step, value = max(curve, key=lambda place: place[1])
+    if step in (curve[0][0], curve[-1][0]):
+        return None
+    return Peak(step, value, next((later for later, low in curve if later > step and low <= value / 2), None))
+
+
+def power(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """p of the best fit y = c x**p, by least squares of the logarithms; None of fewer than three points."""
+    if len(xs) < 3:
+        return None
+    return statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope

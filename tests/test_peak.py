@@ -1,0 +1,67 @@
+"""Where a noisy curve has its peak."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legw_hpc.peak import peak, power, smoothed
+
+
+def bump(steps: list[int], centre: float, width: float = 0.6, noise: float = 0.0, seed: int = 0) -> list[float]:
+    """1, and 10 at the centre; `width` in units of the logarithm of the step."""
+    rng = random.Random(seed)
+    return [(1 + 9 * math.exp(-((math.log(s / centre) / width) ** 2))) * math.exp(rng.gauss(0, noise)) for s in steps]
+
+
+@given(st.floats(40, 900), st.floats(0.4, 0.6), st.integers(0, 10**6))
+def test_a_peak_is_found_through_noise(centre: float, width: float, seed: int) -> None:
+    """Each step a factor of 1.2 off."""
+    steps = list(range(1, 4001))
+    found = peak(steps, bump(steps, centre, width, 0.2, seed))
+    assert found is not None
+    assert 0.6 * centre < found.step < 1.5 * centre
+    assert found.until is not None
+    assert found.until > found.step
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_where_it_is_down_to_half(every: int) -> None:
+    steps = list(range(1, 4001, every))
+    found = peak(steps, bump(steps, 100))
+    assert found is not None
+    half = 100 * math.exp(0.6 * math.sqrt(math.log(9 / 4)))  # 1 + 9 exp(-u^2) = 5
+    assert found.step == pytest.approx(100, rel=0.1)
+    assert found.until == pytest.approx(half, rel=0.1)
+
+
+# values -> there is no peak within them
+NONE = {"nothing": [], "one": [3.0], "rising": list(range(1, 60)), "falling": list(range(60, 1, -1)), "flat": [2.0] * 50}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_no_peak(name: str) -> None:
+    values = [float(value) for value in NONE[name]]
+    assert peak(list(range(1, len(values) + 1)), values) is None
+
+
+def test_a_peak_whose_end_was_not_measured() -> None:
+    steps = list(range(1, 111))
+    found = peak(steps, bump(steps, 90))
+    assert found is not None
+    assert found.until is None
+
+
+def test_the_smoothed_curve_does_not_shift() -> None:
+    steps = list(range(1, 2001))
+    for step, value in smoothed(steps, [s**0.5 for s in steps]):
+        assert value == pytest.approx(step**0.5, rel=0.12)
+
+
+def test_the_power_of_a_law() -> None:
+    assert power([128, 512, 8192], [3 * x**0.75 for x in (128, 512, 8192)]) == pytest.approx(0.75)
+    assert power([1, 2], [1, 2]) is None
