@@ -41,7 +41,7 @@ def doctor(ranks: int) -> None:
     """
     launch = launched()
     checks: list[Callable[[], str]] = [_python, _mpi, _mpi4py, _horovod, _device, _threads, _hdf5, _space]
-    if launch.size > 1:
+    if launch.size != 1:
         checks.append(_agree)
     elif ranks:
         checks.append(lambda: _launch(ranks))
@@ -99,7 +99,7 @@ def _horovod() -> str:
 
 def _python_says(code: str) -> str | None:
     """The last line that a fresh interpreter prints, outside of the launcher's world; None if it fails."""
-    prefixes = ("OMPI_", "PMI", "PRTE_", "SLURM_", "PALS_", "MV2_", "MPI_")
+    prefixes = ("OMPI_", "PMI", "PRTE_", "SLURM_", "PALS_", "ALPS_", "MV2_", "MPI_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
     try:
         done = subprocess.run(

@@ -16,21 +16,30 @@ from pathlib import Path
 from legw_hpc.errors import InputError
 
 # (launcher, rank, size, local rank, local size).  The order matters: mpirun inside a SLURM job starts
-# its daemons with srun, so its ranks inherit SLURM's variables of those daemons.
+# its daemons with srun, so its ranks inherit SLURM's variables of those daemons; PALS and aprun may set
+# PMI's as well.  ibrun starts MVAPICH2's or hydra's ranks, and is known by theirs.
 _VARIABLES = (
+    # measured: Open MPI 4.1 and 5.0
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    # MVAPICH2's user guide; not tried
     ("MVAPICH2", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
-    ("PALS", "PALS_RANKID", "PALS_NRANKS", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE"),
+    # users' scripts at ALCF; not tried
+    ("PALS", "PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE"),
+    ("aprun", "ALPS_APP_PE", "", "", ""),
+    # measured: MPICH 5.0 and Intel MPI 2021.19
     ("hydra", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    # measured: SLURM 22.05
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
 )
+# A rank without a size is no other launcher's: a batch script of SLURM has SLURM_PROCID.
+_SIZE_UNTOLD = ("PALS", "aprun")
 
 
 @dataclass(frozen=True)
 class Launch:
     """One process as its launcher sees it: `rank` of `size`, and the same on its node.
 
-    `local_size` is 0 where the launcher does not tell.
+    `size` and `local_size` are 0 where the launcher does not tell.
     """
 
     launcher: str
@@ -39,14 +48,30 @@ class Launch:
     local_rank: int
     local_size: int
 
+    @property
+    def ranks(self) -> str:
+        """For messages."""
+        return f"{self.size or 'several'} ranks"
+
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch:
     """The launcher's word; a process without one is rank 0 of 1."""
     for launcher, *names in _VARIABLES:
         rank, size, local_rank, local_size = (environment.get(name, "") for name in names)
-        if rank.isdigit() and size.isdigit():
-            return Launch(launcher, int(rank), int(size), int(local_rank or 0), int(local_size or 0))
+        if rank.isdigit() and (size.isdigit() or launcher in _SIZE_UNTOLD):
+            return Launch(launcher, int(rank), int(size or 0), int(local_rank or 0), int(local_size or 0))
     return Launch("none", 0, 1, 0, 1)
+
+
+def alone(command: str) -> None:
+    """Refuse a launcher for what is one process's work.
+
+    Raises:
+        InputError: there are other ranks.
+    """
+    launch = launched()
+    if launch.size != 1:
+        raise InputError(f"legw-hpc {command} is one process's work; {launch.launcher} started {launch.ranks}")
 
 
 def mpirun() -> str | None:

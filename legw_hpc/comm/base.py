@@ -140,8 +140,8 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
     if backend not in BACKENDS:
         raise InputError(f"unknown comm {backend!r}: one of {', '.join(BACKENDS)}")
     if backend == "serial" or (backend == "auto" and launch.size == 1):
-        if launch.size > 1:
-            raise InputError(f"comm=serial, but the launcher ({launch.launcher}) started {launch.size} ranks")
+        if launch.size != 1:
+            raise InputError(f"comm=serial, but the launcher ({launch.launcher}) started {launch.ranks}")
         return Serial()
     kind: type[Any]
     try:
@@ -153,7 +153,7 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
         wanted = "mpi4py" if backend == "mpi" else "Horovod"
         way_out = "" if backend == "mpi" else ", or choose comm=mpi to exchange by mpi4py alone"
         raise InputError(
-            f"the launcher ({launch.launcher}) started {launch.size} ranks, but {wanted} cannot be imported "
+            f"the launcher ({launch.launcher}) started {launch.ranks}, but {wanted} cannot be imported "
             f"({error}): run `make setup`{way_out}"
         ) from None
     connected: Comm = kind(launch)
@@ -161,15 +161,15 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
 
 
 def check_counts(launch: Launch, **counts: int) -> None:
-    """Stop unless every party counts the same ranks.
+    """Stop unless every party counts the same ranks; a launcher that tells no count has started at least this one.
 
     Raises:
         InputError: the counts differ; all of them are named.
     """
-    if len({launch.size, *counts.values()}) > 1:
+    if len({launch.size or max(launch.rank + 1, *counts.values()), *counts.values()}) > 1:
         others = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(
-            f"the ranks do not see each other: the launcher ({launch.launcher}) started {launch.size}, {others}. "
+            f"the ranks do not see each other: the launcher ({launch.launcher}) started {launch.ranks}, {others}. "
             "Horovod and mpi4py must be built with the MPI whose mpirun or srun starts them"
         )
 

@@ -66,6 +66,19 @@ def test_a_language_model_goes_on_with_other_ranks(words_of_text: Path, tmp_path
     close(trained(3, words, tmp_path / "moved"), whole)
 
 
+def test_curvature_on_2_ranks_leaves_no_trace_and_is_that_of_1(words_of_text: Path, tmp_path: Path) -> None:
+    words = test_text.training(words_of_text, **{"options.dropout": 0.2, "clip_norm": 0.1, "max_steps": 14})
+    plain = trained(2, words, tmp_path / "plain")
+    measured = trained(2, [*words, "curvature_every=1"], tmp_path / "2")
+    assert all(torch.equal(plain["model"][name], measured["model"][name]) for name in plain["model"])
+    trained(1, [*words, "curvature_every=1"], tmp_path / "1")
+    alone, together = (
+        [line["L"] for line in runlog.read(tmp_path / ranks) if line["event"] == "curvature"] for ranks in ("1", "2")
+    )
+    assert len(alone) == 14
+    assert together == pytest.approx(alone, rel=0.02, abs=2e-4)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")

@@ -53,7 +53,7 @@ def test_nothing_serial_by_accident() -> None:
     serial, horovod, mpi = on_ranks(2, "programs:serial_by_accident")[0]
     assert re.search(r"comm=serial.*started 2 ranks", serial)
     for said in (horovod, mpi):
-        assert re.search(r"started 5, .*(Horovod|MPI) 2", said)
+        assert re.search(r"started 5 ranks, .*(Horovod|MPI) 2", said)
 
 
 def test_missing_horovod_stops_the_ranks(tmp_path: Path, arguments: list[str]) -> None:
