@@ -41,7 +41,7 @@ def cases(bench: Bench) -> Outcome:
         more = {name: statistics.median(a - b for a, b in zip(seconds[OURS], seconds[name], strict=True)) for name in (BARE, SGD)}
         return [
             Limit(f"{OURS}: s more than hvd.init() alone", more[BARE], 1.0, f"{RANKS} ranks"),
-            f"{more[SGD]:+.2f} s beside any program that steps: torch.optim imports torch._dynamo then.",
+            f"{more[SGD]:+.2f} s beside a program that steps with torch.optim, which then imports torch._dynamo.",
         ]
 
     return Outcome([Case(OURS, ours), Case(BARE, partial(bare, START)), Case(SGD, partial(bare, START, STEP))], after=after)

@@ -1,0 +1,165 @@
+"""A machine's numbers for `legw-hpc plan`, measured on the ranks at hand and written to a file as in jobs/machines/performance/.
+
+    python -m benchmarks.calibrate mnist-lstm --to my-site/performance/mine.toml            ranks of this host
+    srun -N 2 python -m benchmarks.calibrate imagenet-resnet50 data.dir=... --to FILE       of the job's nodes
+
+The file's other recipes stay.  The data are made up unless data.dir names some.  What the ranks at hand cannot
+show, such as a network from one node, is taken from the file, or else marked as assumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import made, measure, speeds
+from benchmarks.measure import Bench
+from legw_hpc.comm import connect
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.launcher import launched
+from legw_hpc.plan import calibration
+from legw_hpc.plan.calibration import Compute, Memory, Network, Number, Performance
+from legw_hpc.recipe import load
+
+MAKERS = {"mnist-lstm": made.mnist, "ptb-lstm": made.text, "resnet20": made.cifar, "resnet50": made.jpegs}
+
+
+def age() -> float:
+    """Seconds since this process was started."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return float(Path("/proc/uptime").read_text().split()[0]) - started
+
+
+def measured(bench: Bench, recipe: str, words: list[str], note: str, before: Performance | None, ready: float) -> Performance:
+    """All numbers of the machine, for one recipe more than before; on every rank, rank 0's count.
+
+    Args:
+        recipe, words: as for `legw-hpc train`.
+        note: for the source of every number.
+        before: what the file says so far.
+        ready: seconds from this rank's start until all were connected.
+    """
+    comm, rounds, local = bench.comm, 3 if bench.quick else 7, bench.comm.local_size
+    about = measure.row("calibrate", measure.Case("", lambda: None), [1.0], bench, torch.get_num_threads())
+    what = f"{comm.size} ranks x {about['threads']} threads, torch {about['versions']['torch']}"
+    where = f"{about['hardware']}; {what}; {about['time'][:10]}"
+    source = ", ".join(filter(None, ["measured", note]))
+
+    def number(values: Sequence[float], more: bool) -> Number:
+        ends = sorted(values, reverse=more)
+        return Number(ends[0], statistics.median(ends), ends[-1], source, where)
+
+    rates, halves, deviations = speeds.compute(bench, recipe, words, rounds)
+    inputs = speeds.reading(bench, recipe, words, rounds)
+    buffers = speeds.memory(bench, rounds)
+    found = speeds.links(comm, statistics.median(buffers["add"]), rounds)
+    links = {name: (number(alphas, False), number(rates, True)) for name, (alphas, rates) in found.items()}
+    for name, other in (("network", "memory"), ("memory", "network")):
+        if name not in links and before is not None:
+            links[name] = getattr(before, name).alpha_us, getattr(before, name).gb_per_s
+        elif name not in links:
+            alpha, rate = (dataclasses.replace(one, source=f"assumed: as {other}", measured_on="") for one in links[other])
+            links[name] = alpha, rate
+    cycle = float(os.environ.get("HOROVOD_CYCLE_TIME", 1.0))
+    compute = Compute(number([local * r for r in rates], True), number(halves, False), number([local * r for r in inputs], True))
+    tables = {name: dict(by) for name, by in before.compute.items()} if before else {}
+    wanted = load(recipe, words)
+    tables.setdefault(wanted.name, {})[wanted.precision] = dataclasses.asdict(compute)
+    return Performance(
+        network=Network(*links["network"]),
+        memory=Memory(*links["memory"], number(buffers["add"], True), number(buffers["copy"], True)),
+        jitter=number(deviations, False),
+        cycle_ms=Number(cycle, cycle, cycle, "HOROVOD_CYCLE_TIME, or Horovod's default"),
+        start_s=number(comm.gather(ready), False),
+        compute=tables,
+    )
+
+
+def toml(performance: Performance) -> str:
+    """The file's text."""
+    made = (
+        "# What `legw-hpc plan` takes of a machine, by python -m benchmarks.calibrate.  Fields: legw_hpc/plan/calibration.py.\n"
+    )
+    tables: dict[str, dict[str, Any]] = {"": {}}
+    for key, value in dataclasses.asdict(performance).items():
+        if key == "compute":
+            tables |= {f"compute.{name}.{precision}": table for name, by in value.items() for precision, table in by.items()}
+        elif "likely" in value:
+            tables[""][key] = value
+        else:
+            tables[key] = value
+    for name, table in tables.items():
+        made += f"\n[{name}]\n" if name else "\n"
+        made += "".join(f"{key} = {_inline(value)}\n" for key, value in table.items())
+    return made
+
+
+def _inline(number: dict[str, Any]) -> str:
+    words = (
+        f"{key} = {json.dumps(value) if isinstance(value, str) else f'{value:.4g}'}"
+        for key, value in number.items()
+        if value != ""
+    )
+    return f"{{ {', '.join(words)} }}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("recipe", help="name of a packaged recipe, or path of a .toml file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=bf16 or data.dir=data/imagenet")
+    parser.add_argument("--to", type=Path, help="performance file (default: print it)")
+    parser.add_argument("--ranks", type=int, default=2, help="on this host, where no launcher has started any (default: 2)")
+    parser.add_argument("--threads", type=int, default=1, help="a rank (default: 1)")
+    parser.add_argument("--note", default="", help='for the sources, such as "on a busy machine"')
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
+    options = parser.parse_args()
+    try:
+        if options.ranks > 1 and launched().size == 1:
+            command, environment = measure.on_ranks(options.ranks)
+            words = [sys.executable, "-m", "benchmarks.calibrate", *sys.argv[1:]]
+            sys.exit(subprocess.call([*command, *words], env=environment))
+        run(options)
+    except InputError as error:
+        sys.exit(f"calibrate: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
+    """On every rank; rank 0 writes."""
+    torch.set_num_threads(options.threads)
+    recipe = load(options.recipe, options.overrides)
+    before = calibration.read(options.to) if options.to and options.to.exists() else None
+    comm = connect()
+    try:
+        if comm.size == 1:
+            raise InputError("one rank has no link and no jitter: --ranks 2")
+        bench, ready = Bench(comm, options.quick), age()
+        own = any(word.startswith("data.dir=") for word in options.overrides)
+        data = [] if own else MAKERS[recipe.application](bench)
+        performance = measured(bench, options.recipe, [*options.overrides, *data], options.note, before, ready)
+        if comm.rank == 0:
+            text = toml(performance)
+            if options.to:
+                make_folder(options.to.parent)
+                with written_whole(options.to) as path:
+                    path.write_text(text)
+            print(text, end="", flush=True)
+    finally:
+        comm.close()
+
+
+if __name__ == "__main__":
+    main()

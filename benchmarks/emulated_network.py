@@ -1,0 +1,167 @@
+"""Steps on two to four emulated hosts, by Open MPI and Horovod, beside what the performance model says of them.
+
+    python -m benchmarks.emulated_network [--quick]         needs root; about 12 minutes on 2 cores, 2 quick
+
+Latency, bandwidth, network and ranks vary.  The model is given what a rank computes, with all ranks at work but no
+exchange, the set latency and bandwidth, and, from hosts without either, what the hosts themselves take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import signal
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import made, measure, speeds
+from benchmarks.measure import Bench
+from benchmarks.namespaces import hosts
+from benchmarks.ours import Trained
+from legw_hpc.comm import Serial, connect
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.plan.allreduce import Link, ring
+from legw_hpc.plan.gradient import gradient_bytes
+from legw_hpc.plan.model import Speeds, requests
+from legw_hpc.recipe import load
+
+NAME, ABOUT = "emulated_network", "steps on emulated hosts, measured and as the performance model has them"
+GOAL = 0.15  # of the measured step, that the forecast may be off
+SECONDS = 300  # that a point may take
+STEPS, QUICK_STEPS = 12, 5
+# A message above the eager limit is announced and answered before it is sent (derived; btl_tcp_eager_limit, 64 KB).
+RENDEZVOUS, EAGER = 3, 65536
+# Recipe -> samples of a rank and made-up data.
+TASKS = {"mnist-lstm": (128, made.mnist, 4096), "cifar10-resnet20": (16, made.cifar, 2048), "ptb-lstm": (2, made.text, 50000)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Attributes:
+        alpha: seconds from host to host.
+        rate: bytes a second that leave a host; 0 is as many as can.
+    """
+
+    recipe: str
+    ranks: int
+    alpha: float
+    rate: float
+    steps: int
+
+
+def points(quick: bool) -> list[Point]:
+    """What is measured, in order."""
+    if quick:
+        return [Point("mnist-lstm", 2, 5e-3, 100e6, QUICK_STEPS), Point("ptb-lstm", 2, 0.5e-3, 20e6, QUICK_STEPS)]
+    grid = itertools.product(TASKS, (2, 3, 4), ((0.5e-3, 20e6), (5e-3, 20e6), (5e-3, 100e6)))
+    return [Point(recipe, ranks, alpha, rate, STEPS) for recipe, ranks, (alpha, rate) in grid]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=ABOUT, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="two points")
+    parser.add_argument("--to", type=Path, help="folder for the results (default: benchmarks/results, quick/ in it)")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point:
+        measured(Point(**json.loads(options.point)))
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts go first
+    to = options.to or (measure.QUICK_RESULTS if options.quick else measure.RESULTS)
+    try:
+        bare = {ranks: run(Point("mnist-lstm", ranks, 0.0, 0.0, 1)) for ranks in sorted({p.ranks for p in points(options.quick)})}
+        rows = [forecast(run(point), bare[point.ranks]) for point in points(options.quick)]
+    except (InputError, RuntimeError) as error:
+        sys.exit(f"{NAME}: {error}")
+    make_folder(to)
+    with written_whole(to / f"{NAME}.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with written_whole(to / f"{NAME}.md") as path:
+        path.write_text(table(rows))
+    print(table(rows), flush=True)
+
+
+def run(point: Point) -> dict[str, Any]:
+    """A point's row, from ranks on hosts of their own."""
+    with hosts(point.ranks, point.alpha, 1 / point.rate if point.rate else 0.0) as up:
+        said = up.run([sys.executable, "-m", f"benchmarks.{NAME}", "--point", json.dumps(asdict(point))], SECONDS)
+    row: dict[str, Any] = json.loads(said.splitlines()[-1])
+    print(f"{point}: {row['step_s']:.3f} s", file=sys.stderr, flush=True)
+    return row | {"command": f"python -m benchmarks.{NAME} {' '.join(sys.argv[1:])}".strip()}
+
+
+def measured(point: Point) -> None:
+    """On every rank: steps alone, steps together, and messages; rank 0 prints the row."""
+    torch.set_num_threads(1)
+    comm = connect()
+    try:
+        bench = Bench(comm, quick=True)
+        share, make, samples = TASKS[point.recipe]
+        words = [*make(bench, samples), f"micro_batch={share}"]
+        alone = Trained(Bench(Serial(), quick=True), point.recipe, [*words, f"batch={share}"])
+        together = Trained(bench, point.recipe, [*words, f"batch={share * comm.size}"])
+        own = [bench.seconds(alone.step) for _ in range(point.steps + 1)][1:]
+        steps = [bench.seconds(together.step) for _ in range(point.steps + 1)][1:]
+        add = statistics.median(speeds.memory(bench, 3)["add"])
+        links = speeds.links(comm, add, 3)["network"]
+        if comm.rank == 0:
+            case = measure.Case(point.recipe, lambda: None)
+            row = measure.row(NAME, case, steps, bench, threads=1) | asdict(point)
+            row |= {"step_s": statistics.median(steps), "own_s": statistics.median(own), "add_gb_per_s": add}
+            row |= {"alpha_us": statistics.median(links[0]), "gb_per_s": statistics.median(links[1])}
+            print(json.dumps(row), flush=True)
+    finally:
+        comm.close()
+
+
+def forecast(row: dict[str, Any], bare: dict[str, Any]) -> dict[str, Any]:
+    """With what the model says: own + Horovod's requests + a ring.
+
+    Args:
+        bare: the row of as many hosts without latency and limit, for what they take themselves.
+    """
+    share = TASKS[row["recipe"]][0]
+    ranks, n = row["ranks"], gradient_bytes(load(row["recipe"]))
+    alpha, gamma = row["alpha"] + 1e-6 * bare["alpha_us"], 1e-9 / bare["add_gb_per_s"]
+    beta = max(1 / row["rate"], 1e-9 / bare["gb_per_s"])
+    short, long = Link(alpha, beta), Link((RENDEZVOUS if n / ranks > EAGER else 1) * alpha, beta, gamma)
+    machine = Speeds(share / row["own_s"], 0.0, 0.0, short, short, 1e-3, 1e9, 1e9)
+    told, summed = requests(ranks, 1, machine), ring(n, ranks, long)
+    predicted = row["own_s"] + told + summed
+    return row | {"requests_s": told, "ring_s": summed, "predicted_s": predicted, "error": predicted / row["step_s"] - 1}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [f"# {NAME}: {ABOUT}", ""]
+    lines += ["| recipe | ranks | latency | bandwidth | alone | + requests | + ring | forecast | measured | error |"]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        times = " | ".join(f"{row[key]:.3f} s" for key in ("own_s", "requests_s", "ring_s", "predicted_s", "step_s"))
+        set_ = f"{1e3 * row['alpha']:g} ms | {row['rate'] / 1e6:g} MB/s"
+        lines.append(f"| {row['recipe']} | {row['ranks']} | {set_} | {times} | {row['error']:+.0%} |")
+    errors = [abs(row["error"]) for row in rows]
+    within = sum(error <= GOAL for error in errors)
+    where = rows[0]
+    lines += [
+        "",
+        f"{within} of {len(rows)} within {GOAL:.0%}; median error {statistics.median(errors):.0%}, largest {max(errors):.0%}.  ",
+        f"`{where['command']}`, {where['time']}, commit {where['commit']}; {where['hardware']}; medians of {where['n']} steps, 1 "
+        f"thread a rank; torch {where['versions']['torch']}, Horovod {where['versions']['horovod']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""legw-hpc plan: its options, and what it does with them.  Parsing imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from legw_hpc.errors import InputError
+
+EXAMPLES = (
+    "  legw-hpc plan mnist-lstm batch=8192\n"
+    "  legw-hpc plan mnist-lstm batch=8192 scheme=linear --json\n"
+    "  legw-hpc plan imagenet-resnet50 batch=32768 --machine skylake --nodes 64,128,256,512\n"
+    "  legw-hpc plan imagenet-resnet50 batch=8192,32768 --machine knl\n"
+    "  legw-hpc plan imagenet-resnet50 batch=32768 --machine knl --plot knl.png --set performance.jitter.likely=0.05\n"
+    "  legw-hpc plan ptb-lstm batch=640 --noise runs/first      of a run with noise_scale=true\n"
+    "With a machine: seconds a step, time, node-hours and what speaks against it, for every number of nodes; the\n"
+    "numbers are in jobs/machines/performance/, how good they are in results/plan.md."
+)
+
+
+def arguments(plan: argparse.ArgumentParser) -> None:
+    """The options besides recipe and overrides."""
+    plan.add_argument("--json", action="store_true", help="JSON instead of text")
+    plan.add_argument("--machine", help="also what it costs there: name of a machine (jobs/machines/), or path of a .toml file")
+    plan.add_argument("--nodes", metavar="N,N,...", help="numbers of nodes (default: powers of two that can run)")
+    plan.add_argument(
+        "--noise", type=Path, metavar="RUN", help="also whether a larger batch pays, by the noise scale that RUN logged"
+    )
+    plan.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG)")
+    plan.add_argument(
+        "--set", action="append", default=[], metavar="key=value",
+        help="a field of the machine, such as ranks=4, or of its numbers, such as performance.jitter.likely=0.05",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print what a recipe comes to, and on a machine what it costs.
+
+    Raises:
+        InputError: what cannot be trained, or is not known.
+    """
+    from legw_hpc.recipe import derive, load
+
+    if options.machine is None:
+        if given := [name for name in ("nodes", "plot", "set") if getattr(options, name)]:
+            raise InputError(f"--{given[0]}: of which machine?  --machine NAME")
+        derived = derive(load(options.recipe, options.overrides))
+        _print(options, derived.as_dict(), derived.lines(), derived.recipe.batch)
+        return
+
+    from legw_hpc import grid
+    from legw_hpc.plan import calibration, text
+    from legw_hpc.plan.forecast import forecast
+    from legw_hpc.submit.machine import load as load_machine
+
+    prefix = f"{calibration.FOLDER}."
+    numbers = [word.removeprefix(prefix) for word in options.set if word.startswith(prefix)]
+    machine = load_machine(options.machine, [word for word in options.set if not word.startswith(prefix)])
+    performance = calibration.load(options.machine, numbers)
+    # Values with commas are a grid, as in `sweep`; where the run goes does not matter here.
+    cells = grid.cells(options.recipe, [word for word in options.overrides if not word.startswith("out=")])
+    if options.plot and len(cells) > 1:
+        raise InputError(f"--plot draws one batch, not a grid of {len(cells)} cells")
+    path = calibration.path_of(options.machine)
+    for cell in cells:
+        made = forecast(cell.derived, machine, performance, _counts(options.nodes))
+        lines = [*cell.derived.lines(), *text.lines(made, f"numbers of {path}")]
+        _print(options, made.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe.batch)
+        if options.plot:
+            from legw_hpc.plan.plot import draw
+
+            draw(made, options.plot)
+
+
+def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str], batch: int) -> None:
+    """With what the noise scale says, if a run is named."""
+    if options.noise is not None:
+        from legw_hpc import noise, runlog
+        from legw_hpc.plan.text import noise_lines
+
+        found = noise.from_log(runlog.read(options.noise))
+        if found is None:
+            raise InputError(
+                f"--noise {options.noise}: no noise scale in its log: train with noise_scale=true, on 2 ranks or more"
+            )
+        values, lines = values | noise.as_line(found), [*lines, *noise_lines(batch, found, str(options.noise))]
+    print(json.dumps(values) if options.json else "\n".join(lines))
+
+
+def _counts(given: str | None) -> list[int]:
+    if given is None:
+        return []
+    words = given.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise InputError(f"--nodes {given}: expected whole numbers with commas, such as 64,128,256")
+    return [int(word) for word in words]

@@ -1,0 +1,171 @@
+"""A recipe on a machine, for every number of nodes asked for: time, cost, and what speaks against it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from legw_hpc.errors import InputError
+from legw_hpc.plan.calibration import CASES, Performance
+from legw_hpc.plan.gradient import gradient_bytes, update_passes
+from legw_hpc.plan.model import Split, Work, step
+from legw_hpc.recipe import Derived
+from legw_hpc.submit.job import check
+from legw_hpc.submit.machine import Machine, seconds
+
+# What a choice is advised against for (assumed).
+LEAST_COMPUTE = 0.7  # of the rate that micro-batches without end would have
+MOST_EXCHANGE = 0.25  # of a step
+LEAST_EFFICIENCY = 0.5  # beside the base
+MOST_JOBS = 5  # of the machine's longest walltime, one after another
+
+
+@dataclass(frozen=True)
+class Range:
+    """A figure in the best, the likely and the worst case that the machine's numbers leave open."""
+
+    best: float
+    likely: float
+    worst: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Range:
+        return cls(*values)
+
+    def times(self, factor: float) -> Range:
+        return Range(*(factor * getattr(self, case) for case in CASES))
+
+
+UNKNOWN = Range(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of nodes.
+
+    Attributes:
+        share: samples of a rank.
+        splits: of a step, best, likely, worst; none where it cannot run.
+        samples_per_s: over all nodes.
+        efficiency: samples/s a node beside those of the base; both likely.
+        hours: from the start of the job to the last step.
+        node_hours, units: as the machine charges them.
+        jobs: of the machine's longest walltime that it takes, at worst.
+        against: reasons, with their numbers; none is a sensible choice.
+    """
+
+    nodes: int
+    ranks: int
+    share: float
+    against: tuple[str, ...]
+    splits: tuple[Split, ...] = ()
+    samples_per_s: Range = UNKNOWN
+    efficiency: float = math.nan
+    hours: Range = UNKNOWN
+    node_hours: Range = UNKNOWN
+    units: Range = UNKNOWN
+    jobs: int = 0
+
+    @property
+    def runs(self) -> bool:
+        return bool(self.splits)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A recipe and its batch on a machine.
+
+    Attributes:
+        base: nodes of the row that efficiencies are beside: the smallest that can run; 0 where none can.
+    """
+
+    derived: Derived
+    machine: Machine
+    base: int
+    rows: tuple[Row, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for `plan --json`."""
+        about = {"machine": self.machine.name, "ranks_per_node": self.machine.ranks, "efficiency_base_nodes": self.base}
+        return self.derived.as_dict() | about | {"nodes": [_plain(row) for row in self.rows]}
+
+
+def forecast(derived: Derived, machine: Machine, performance: Performance, nodes: Sequence[int] = ()) -> Forecast:
+    """What the run costs on so many nodes.
+
+    Args:
+        nodes: those asked for; none is the powers of two on which it can run, and the first on which it no longer can.
+
+    Raises:
+        InputError: the recipe has not been measured on the machine, or it has no such number of nodes.
+    """
+    recipe = derived.recipe
+    if wrong := [n for n in nodes if not 1 <= n <= machine.nodes]:
+        raise InputError(f"--nodes {wrong[0]}: machine {machine.name} gives a job 1 to {machine.nodes} nodes")
+    speeds = performance.speeds(recipe, machine)
+    work = Work(recipe.batch, recipe.micro_batch, gradient_bytes(recipe), update_passes(recipe))
+    wanted = sorted(set(nodes)) or [1 << i for i in range(machine.nodes.bit_length())]
+    rows: list[Row] = []
+    for count in wanted:
+        ranks = count * machine.ranks
+        refused = _refused(derived, machine, count)
+        if refused and not nodes and rows and not rows[-1].runs:
+            continue
+        row = Row(count, ranks, recipe.batch / ranks, (refused,) if refused else ())
+        if not refused:
+            splits = tuple(step(work, count, machine.ranks, speeds[case]) for case in CASES)
+            start = [getattr(performance.start_s, case) for case in CASES]
+            hours = Range.of([(s + derived.last * split.step) / 3600 for s, split in zip(start, splits, strict=True)])
+            row = dataclasses.replace(
+                row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
+                hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),
+                jobs=math.ceil(3600 * hours.worst / seconds(machine.walltime, "walltime")),
+            )  # fmt: skip
+        rows.append(row)
+    base = next((row for row in rows if row.runs), None)
+    if base is None:
+        return Forecast(derived, machine, 0, tuple(rows))
+    judged = (_judged(row, base, recipe.micro_batch, speeds["likely"].half_batch, machine.walltime) for row in rows)
+    return Forecast(derived, machine, base.nodes, tuple(judged))
+
+
+def _refused(derived: Derived, machine: Machine, nodes: int) -> str:
+    """Why `submit` would refuse it; nothing if it would not."""
+    try:
+        check(derived.recipe, machine, nodes)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _judged(row: Row, base: Row, micro_batch: int, half_batch: float, walltime: str) -> Row:
+    """With its efficiency, and what speaks against it."""
+    if not row.runs:
+        return row
+    efficiency = row.samples_per_s.likely / row.nodes / (base.samples_per_s.likely / base.nodes)
+    split, against = row.splits[1], []
+    pieces = math.ceil(row.share / micro_batch)
+    computing = row.share / (row.share + pieces * half_batch)
+    if computing < LEAST_COMPUTE:
+        against.append(f"{row.share / pieces:g} samples at once are computed at {computing:.0%} of the full rate")
+    if split.exchange > MOST_EXCHANGE * split.step:
+        against.append(f"the exchange is {split.exchange / split.step:.0%} of a step, {1e3 * split.exchange:.3g} ms")
+    if split.input > MOST_EXCHANGE * split.step:
+        against.append(f"waiting for input is {split.input / split.step:.0%} of a step")
+    if efficiency < LEAST_EFFICIENCY:
+        against.append(f"{1 / efficiency:.1f} times the node-hours of {base.nodes:,} nodes")
+    if row.jobs > MOST_JOBS:
+        against.append(f"{row.hours.likely:,.0f} hours are up to {row.jobs} jobs of {walltime}")
+    return dataclasses.replace(row, efficiency=efficiency, against=tuple(against))
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    values = dataclasses.asdict(row)
+    if not row.runs:
+        return {key: values[key] for key in ("nodes", "ranks", "share", "against")}
+    values["step"] = {case: values["splits"][i] | {"step": row.splits[i].step} for i, case in enumerate(CASES)}
+    del values["splits"]
+    return values

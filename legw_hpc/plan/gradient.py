@@ -1,0 +1,34 @@
+"""How much an application exchanges and updates at every step, from its options, without torch."""
+
+from __future__ import annotations
+
+from legw_hpc.recipe import Recipe
+
+# Passes of the update over the parameters: reading the gradient once for its norm and once to step, reading and
+# writing the weights, and each buffer that the solver keeps (derived; a fused kernel, as optim/ has them).
+_BUFFERS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "adadelta": 2, "lars": 1}
+_NORMS = {"lars": 2}  # of weights and of gradients, before the step
+
+
+def parameters(recipe: Recipe) -> int:
+    """Trainable ones of the recipe's network; tests hold them equal to the models'."""
+    options = recipe.options
+    if recipe.application == "ptb-lstm":
+        words, hidden, layers = (options.get(k, v) for k, v in (("vocabulary", 10000), ("hidden", 200), ("layers", 2)))
+        return words * hidden + layers * (8 * hidden**2 + 4 * hidden) + (hidden + 1) * words
+    usual, classes, row = {
+        "mnist-lstm": (136_586, 10, 0),
+        "resnet50": (25_557_032, 1000, 2049),  # a row of the last layer: 2,048 weights and a bias
+        "resnet20": (269_722, 10, 65),
+    }[recipe.application]
+    return int(usual + (options.get("classes", classes) - classes) * row)
+
+
+def gradient_bytes(recipe: Recipe) -> float:
+    """Of the one exchange of a step, in fp32 whatever the precision; batch norm's sums, 0.2 % of it, left out."""
+    return 4.0 * parameters(recipe)
+
+
+def update_passes(recipe: Recipe) -> int:
+    """Of the update, each over as many bytes as the gradient has."""
+    return 4 + 2 * _BUFFERS[recipe.solver] + _NORMS.get(recipe.solver, 0)

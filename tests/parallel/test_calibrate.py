@@ -1,0 +1,68 @@
+"""A machine's numbers: measured by real ranks, written as a file that `plan` takes, and the fit behind them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.calibrate import toml
+from benchmarks.speeds import line
+from legw_hpc.plan import calibration
+from legw_hpc.submit import machine as machines
+from tests.conftest import SAMPLES, Cli
+from tests.parallel.ranks import ROOT, needs_mpi
+
+
+@given(st.floats(1, 1e5), st.floats(0, 100))
+def test_the_line_has_the_rate_and_the_half_batch(rate: float, half: float) -> None:
+    points = {m: (m + half) / rate for m in (1, 4, 16, 64, 128)}
+    assert line(points) == (pytest.approx(rate, rel=1e-6), pytest.approx(half, rel=1e-4, abs=1e-6))
+
+
+def test_a_line_that_starts_below_zero_goes_through_it() -> None:
+    assert line({1: 0.5, 10: 10.0, 100: 110.0})[1] == 0
+
+
+@pytest.mark.parametrize("name", ["knl", "skylake"])
+def test_what_is_written_is_what_is_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(toml(calibration.load(name)))
+    assert calibration.read(path) == calibration.load(name)
+
+
+@needs_mpi
+def test_ranks_measure_what_plan_takes(shards: Path, cli: Cli, tmp_path: Path) -> None:
+    shutil.copy(machines.MACHINES / "localhost.toml", tmp_path / "here.toml")
+    numbers = tmp_path / "performance" / "here.toml"
+    numbers.parent.mkdir()
+    numbers.write_text(toml(calibration.load("skylake")))
+    words = ["mnist-lstm", f"data.dir={shards}", f"data.train_samples={SAMPLES}", "batch=96", "micro_batch=8"]
+    calibrate = [sys.executable, "-m", "benchmarks.calibrate", *words, "--quick", "--to", str(numbers), "--note", "in a test"]
+    done = subprocess.run(calibrate, cwd=ROOT, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    made = calibration.read(numbers)
+    assert done.stdout == numbers.read_text()
+    assert set(made.compute) == {"imagenet-resnet50", "mnist-lstm"}  # what was there stays
+    assert made.network.alpha_us == calibration.load("skylake").network.alpha_us  # one host has no network
+    assert made.memory.gb_per_s.source == "measured, in a test"
+    assert "2 ranks x 1 threads" in made.jitter.measured_on
+    assert 0 < made.start_s.likely < 200
+    planned = cli("plan", *words, "--machine", "here.toml", "--nodes", "1,2", "--json")
+    assert planned.returncode == 0, planned.stderr
+    one, two = json.loads(planned.stdout)["nodes"]
+    assert one["step"]["likely"]["exchange"] == 0 < two["step"]["likely"]["exchange"]
+
+
+@needs_mpi
+def test_one_rank_is_refused(shards: Path) -> None:
+    words = ["mnist-lstm", f"data.dir={shards}", f"data.train_samples={SAMPLES}", "--ranks", "1"]
+    calibrate = [sys.executable, "-m", "benchmarks.calibrate", *words]
+    done = subprocess.run(calibrate, cwd=ROOT, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (1, "calibrate: one rank has no link and no jitter: --ranks 2\n")

@@ -1,0 +1,245 @@
+"""legw-hpc plan on a machine: its numbers, what it prints, draws and advises against."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from legw_hpc import apps, sweep
+from legw_hpc.errors import InputError
+from legw_hpc.plan import calibration
+from legw_hpc.plan.forecast import Forecast, forecast
+from legw_hpc.plan.gradient import gradient_bytes, parameters, update_passes
+from legw_hpc.plan.model import Work, step
+from legw_hpc.recipe import SOLVERS, available, derive, load
+from legw_hpc.submit import machine as machines
+from legw_hpc.trainer import FlatGradients
+from tests.conftest import Cli
+
+RESNET = "imagenet-resnet50"
+MEASURED = sorted(path.stem for path in (machines.MACHINES / calibration.FOLDER).glob("*.toml"))
+
+
+def made(
+    batch: int, machine: str = "skylake", nodes: tuple[int, ...] = (), *words: str, numbers: tuple[str, ...] = ()
+) -> Forecast:
+    derived = derive(load(RESNET, [f"batch={batch}", *words]))
+    return forecast(derived, machines.load(machine), calibration.load(machine, numbers), nodes)
+
+
+@pytest.mark.parametrize("words", [[], ["options.classes=100"]], ids=["usual", "100 classes"])
+@pytest.mark.parametrize("name", available())
+def test_parameters_are_the_networks(name: str, words: list[str]) -> None:
+    recipe = load(name, words if "resnet" in name else [])
+    options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
+    model = apps.application(recipe.application, **options).model()
+    assert parameters(recipe) == sum(p.numel() for p in model.parameters())
+    assert FlatGradients(model).buffer.nbytes == pytest.approx(gradient_bytes(recipe), rel=0.011)
+
+
+def test_passes_of_the_update() -> None:
+    assert {solver: update_passes(load("mnist-lstm", [f"solver={solver}"])) for solver in SOLVERS} == {
+        "sgd": 4, "momentum": 6, "nesterov": 6, "adagrad": 6, "rmsprop": 6, "adam": 8, "adadelta": 8, "lars": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_machines_numbers_are_in_order_and_sourced(name: str) -> None:
+    assert name in machines.available()
+    numbers = calibration.load(name)
+    for recipe, by_precision in numbers.compute.items():
+        for precision in by_precision:
+            speeds = numbers.speeds(load(recipe, [f"precision={precision}"]), machines.load(name))
+            assert list(speeds) == ["best", "likely", "worst"]
+            work = Work(1024, 32, 1e8)
+            times = [step(work, 4, 2, speeds[case]).step for case in calibration.CASES]
+            assert times == sorted(times)
+
+
+NUMBER = '{ best = %s, likely = %s, worst = %s, source = "s" }'
+REFUSED = {
+    "unknown field": ("jiter.likely=1", r"skylake\.toml: unknown key jiter: did you mean jitter\?"),
+    "unknown field of a number": ("jitter.mean=1", r"unknown key jitter\.mean"),
+    "unknown field of a recipe": (f"compute.{RESNET}.fp32.rate=1", rf"unknown key compute\.{RESNET}\.fp32\.rate"),
+    "not a number": ("jitter.likely=much", r"jitter\.likely must be a number, not 'much'"),
+    "no number": ("jitter=0.1", r"jitter must be a table"),
+    "wrong way round": (f"jitter={NUMBER % (0.2, 0.1, 0.3)}", r"jitter must be best <= likely <= worst, not 0\.2, 0\.1, 0\.3"),
+    "bandwidth the wrong way round": (
+        f"network.gb_per_s={NUMBER % (1, 2, 3)}",
+        r"network\.gb_per_s must be best >= likely >= worst",
+    ),
+    "no bandwidth": ("network.gb_per_s.worst=0", r"network\.gb_per_s must be positive, not 0"),
+    "negative": ("jitter.best=-1", r"jitter must be at least 0, not -1"),
+    "infinite": ("jitter.worst=inf", r"jitter must be finite"),
+    "not a value": ("jitter.likely=nan", r"jitter must be finite"),
+    "no source": ('jitter.source=""', r"jitter\.source is empty"),
+    "precisions missing": (f"compute.{RESNET}=1", rf"compute\.{RESNET} must be a table of precisions"),
+}
+
+
+@pytest.mark.parametrize(("word", "said"), REFUSED.values(), ids=REFUSED)
+def test_numbers_that_are_refused(word: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        calibration.load("skylake", [word])
+
+
+def test_a_field_that_is_missing_is_named(tmp_path: Path) -> None:
+    text = calibration.path_of("skylake").read_text()
+    (tmp_path / "performance").mkdir()
+    (tmp_path / "performance/mine.toml").write_text(re.sub(r"alpha_us.*TACC.*\n", "", text))
+    with pytest.raises(InputError, match=r"mine\.toml: network\.alpha_us is missing"):
+        calibration.load(str(tmp_path / "mine.toml"))
+
+
+def test_what_nobody_has_measured_is_said() -> None:
+    with pytest.raises(
+        InputError, match=r"performance/gpu4\.toml: nobody has measured machine gpu4 yet: python -m benchmarks\.calibrate"
+    ):
+        calibration.load("gpu4")
+    with pytest.raises(InputError, match="no rate for recipe mnist-lstm in bf16, but for imagenet-resnet50 in fp32"):
+        calibration.load("knl").speeds(load("mnist-lstm", ["precision=bf16"]), machines.load("knl"))
+
+
+def test_a_forecast_is_the_models_step_times_the_runs_steps() -> None:
+    row = made(32768, "skylake", (256,)).rows[0]
+    recipe, where = load(RESNET, ["batch=32768"]), machines.load("skylake")
+    speeds = calibration.load("skylake").speeds(recipe, where)["likely"]
+    seconds = step(Work(32768, 32, 4 * 25_557_032, 8), 256, 2, speeds).step
+    assert row.splits[1].step == seconds
+    assert row.samples_per_s.likely == 32768 / seconds
+    assert row.hours.likely == pytest.approx((30 + 3600 * seconds) / 3600)
+    assert row.node_hours.likely == 256 * row.hours.likely
+    assert (row.ranks, row.share, row.jobs) == (512, 64, 1)
+
+
+def test_charge_and_the_ranges_order() -> None:
+    for row in made(32768, "knl").rows:
+        if row.runs:
+            assert row.units.likely == pytest.approx(0.8 * row.node_hours.likely)
+            assert row.hours.best <= row.hours.likely <= row.hours.worst
+            assert row.samples_per_s.best >= row.samples_per_s.likely >= row.samples_per_s.worst
+
+
+def test_efficiency_is_beside_the_smallest_that_runs() -> None:
+    found = made(32768, "skylake", (100, 512, 64))
+    assert (found.base, [row.nodes for row in found.rows]) == (64, [64, 100, 512])
+    small, none, large = found.rows
+    assert small.efficiency == 1
+    assert math.isnan(none.efficiency)
+    assert large.efficiency == pytest.approx(large.samples_per_s.likely / small.samples_per_s.likely / 8)
+
+
+def test_without_nodes_the_powers_of_two_and_the_first_that_cannot() -> None:
+    found = made(1024, "skylake")
+    assert [row.nodes for row in found.rows] == [1, 2, 4, 8, 16, 32]
+    assert [row.runs for row in found.rows] == [True] * 5 + [False]
+    assert "16 samples a rank, less than micro_batch 32" in found.rows[-1].against[0]
+
+
+# Batch, nodes, more words, machine's numbers, and the reason.
+AGAINST = {
+    "not divisible": (32768, 100, (), (), "leaves 168 samples over"),
+    "less than a micro-batch": (32768, 848, ("micro_batch=16",), (), "leaves"),
+    "small micro-batch": (32768, 64, ("micro_batch=4",), (), "4 samples at once are computed at 47% of the full rate"),
+    "small share": (1024, 64, ("options.batch_norm=sync",), (), "8 samples at once are computed at 64% of the full rate"),
+    "nothing": (32768, 256, (), (), None),
+    "exchange": (32768, 512, (), ("network.gb_per_s.likely=0.5", "network.gb_per_s.worst=0.5"), "the exchange is "),
+    "input": (32768, 64, (), (f"compute.{RESNET}.fp32.input_per_s={NUMBER % (60, 50, 40)}",), "waiting for input is "),
+    "walltime": (1024, 1, (), (), "hours are up to"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "nodes", "words", "numbers", "said"), AGAINST.values(), ids=AGAINST)
+def test_what_speaks_against_a_choice(
+    batch: int, nodes: int, words: tuple[str, ...], numbers: tuple[str, ...], said: str | None
+) -> None:
+    found = made(batch, "skylake", (nodes,), *words, numbers=numbers).rows[0].against
+    assert (found == ()) if said is None else any(said in reason for reason in found), found
+
+
+def test_plan_on_a_machine_prints_table_and_advice(cli: Cli) -> None:
+    done = cli("plan", RESNET, "batch=32768", "--machine", "knl", "--nodes", "64,100,256")
+    assert (done.returncode, done.stderr) == (0, "")
+    plain = cli("plan", RESNET, "batch=32768").stdout
+    assert done.stdout.startswith(plain)
+    lines = done.stdout[len(plain) :].splitlines()
+    assert lines[0].startswith("machine  knl: 2 ranks a node, 32 threads each; numbers of ")
+    assert lines[2].split() == ["nodes", "a", "rank", "s", "a", "step", "compute", "jitter", "exchange", "update", "input"]
+    assert [line.split()[0] for line in lines[3:5]] == ["64", "256"]
+    assert "not on 100 nodes: batch 32768 over 100 nodes" in done.stdout
+    assert "Efficiency: samples/s a node beside those of 64 nodes, also a forecast." in done.stdout
+    assert lines[-3:][0] == "sensible: 64, 256 nodes"
+    assert max(map(len, lines[2:8])) <= 130
+
+
+def test_plan_on_a_machine_as_json(cli: Cli) -> None:
+    done = cli("plan", RESNET, "batch=8192,32768", "out=anywhere", "--machine", "knl", "--nodes", "64,100", "--json")
+    small, large = map(json.loads, done.stdout.splitlines())
+    assert (small["batch"], large["batch"], large["machine"], large["efficiency_base_nodes"]) == (8192, 32768, "knl", 64)
+    first, second = large["nodes"]
+    assert (first["nodes"], first["against"], first["efficiency"]) == (64, [], 1)
+    parts = first["step"]["likely"]
+    assert parts["step"] == pytest.approx(sum(value for name, value in parts.items() if name != "step"))
+    assert second["against"]
+    assert "hours" not in second
+
+
+def test_plan_changes_a_machine(cli: Cli) -> None:
+    words = ("plan", RESNET, "batch=32768", "--machine", "skylake", "--nodes", "64", "--json")
+    before, after = (
+        json.loads(cli(*words, *more).stdout)["nodes"][0]
+        for more in ((), ("--set", "charge=2", "--set", "performance.jitter.likely=0.04"))
+    )
+    assert after["units"]["best"] == 2 * before["units"]["best"]
+    assert after["step"]["likely"]["jitter"] == pytest.approx(before["step"]["likely"]["jitter"] * 0.04 / 0.06)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nodes", "4"], "--nodes: of which machine?"),
+        (["--plot", "x.png"], "--plot: of which machine?"),
+        (["--machine", "skylak"], "unknown machine 'skylak': did you mean skylake?"),
+        (["--machine", "skylake", "--nodes", "4,x"], "--nodes 4,x: expected whole numbers with commas"),
+        (["--machine", "skylake", "--nodes", "900"], "--nodes 900: machine skylake gives a job 1 to 868 nodes"),
+        (["--machine", "skylake", "--nodes", "0"], "--nodes 0: machine skylake gives a job 1 to 868 nodes"),
+        (["--machine", "gpu8"], "nobody has measured machine gpu8 yet"),
+        (["--machine", "skylake", "--plot", "no/such/x.png"], "no/such/x.png: cannot be written"),
+        (["--machine", "skylake", "--nodes", "3", "--plot", "x.png"], "none of these numbers of nodes can train it"),
+    ],
+)  # fmt: skip
+def test_plan_refuses_in_one_line(words: list[str], said: str, cli: Cli) -> None:
+    done = cli("plan", RESNET, *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_plan_draws(cli: Cli, tmp_path: Path) -> None:
+    done = cli("plan", RESNET, "batch=32768", "--machine", "knl", "--nodes", "64,100,256", "--plot", "x.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cells_of_a_grid_are_those_of_a_sweep(cli: Cli) -> None:
+    words = ["batch=1024,2048", "scheme=legw,linear"]
+    lines = cli("plan", RESNET, *words, "--machine", "knl", "--json").stdout.splitlines()
+    assert len(lines) == len(sweep.cells(RESNET, words)) == 4
+
+
+def test_without_horovod_nobody_waits_for_its_cycle() -> None:
+    numbers, where = calibration.load("skylake"), machines.load("skylake")
+    cycles = [numbers.speeds(load(RESNET, [f"comm={comm}"]), where)["likely"].cycle for comm in ("auto", "mpi")]
+    assert cycles == [1e-3, 0]
+
+
+def test_a_machine_with_other_ranks_shares_the_nodes_rate() -> None:
+    one, four = (dataclasses.replace(machines.load("skylake"), ranks=ranks) for ranks in (1, 4))
+    numbers, recipe = calibration.load("skylake"), load(RESNET)
+    rates = [numbers.speeds(recipe, where)["likely"].samples_per_s for where in (one, four)]
+    assert rates[0] == 4 * rates[1]
