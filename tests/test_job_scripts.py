@@ -10,7 +10,7 @@ import pytest
 
 from legw_hpc.data import staging
 from legw_hpc.errors import InputError
-from legw_hpc.submit import send, slurm
+from legw_hpc.submit import record, send, slurm
 from legw_hpc.submit.__main__ import scripts
 from legw_hpc.submit.job import Job, Options, make
 from legw_hpc.submit.machine import load
@@ -19,9 +19,16 @@ from tests.stubs import RIGHT, WRONG, Stubs, run
 NASTY = ["it's", "a b", '"q"', "$(touch hacked)", "`touch hacked`", "x;touch hacked", "*", "\\"]
 
 
-def small(scheduler: str, overrides: list[str] | None = None, chain_by: str = "", bin: str = "", **options: object) -> Job:
+def small(
+    scheduler: str,
+    overrides: list[str] | None = None,
+    chain_by: str = "",
+    bin: str = "",
+    launcher: str = "mpirun",
+    **options: object,
+) -> Job:
     """A job of two nodes with two ranks each."""
-    changes = [f"scheduler={scheduler}", "slurm.launcher=mpirun", "pbs.launcher=mpirun"]
+    changes = [f"scheduler={scheduler}", f"{scheduler}.launcher={launcher}"]
     changes += [f"{scheduler}.chain={chain_by}"] if chain_by else []
     wanted = {"nodes": 2, "time": "01:00:00", "bin": bin} | options
     return make("mnist-lstm", overrides or ["batch=1024"], load("skylake", changes), Options(**wanted))  # type: ignore[arg-type]
@@ -75,6 +82,18 @@ def test_hosts_of_an_open_mpi_without_pbs(tm: str, by_hand: bool, stubs: Stubs) 
         assert (stubs.folder / "agent").read_text() == "tmrsh: n2 /bin/sh -c orted -mca x y z\n"
 
 
+def test_hosts_of_a_hydra_without_ssh(stubs: Stubs) -> None:
+    stubs.says("pbs_tmrsh", 'echo "tmrsh: $*"')
+    look = 'for w in "$@"; do case $w in */hosts) cat "$w" >hosts ;; esac; done; [ "$HYDRA_LAUNCHER_EXEC" = '
+    look += '"$I_MPI_HYDRA_BOOTSTRAP_EXEC" ]; "$HYDRA_LAUNCHER_EXEC" n2 proxy --x "y z" >agent\n'
+    stubs.says("mpiexec.hydra", look + RIGHT)
+    done = run(send.text(small("pbs", launcher="hydra", bin=str(stubs.bin))), stubs)
+    assert done.returncode == 0, done.stderr
+    assert stubs.calls("mpiexec.hydra")[-1][:5] == ["-n", "4", "-ppn", "2", "-genvall"]
+    assert (stubs.folder / "hosts").read_text().splitlines() == ["n1:2", "n2:2"]
+    assert (stubs.folder / "agent").read_text() == "tmrsh: n2 /bin/sh -c proxy --x y z\n"
+
+
 # exit code of the training, run of the chain, goes on
 ENDS = [(85, 1, True), (85, 2, True), (85, 3, False), (0, 1, False), (1, 1, False), (2, 1, False), (3, 1, False), (4, 1, False),
         (137, 1, False), (143, 1, False)]  # fmt: skip
@@ -85,13 +104,16 @@ ENDS = [(85, 1, True), (85, 2, True), (85, 3, False), (0, 1, False), (1, 1, Fals
 def test_a_chain_goes_on_after_a_checkpoint_only(scheduler: str, code: int, link: int, goes_on: bool, stubs: Stubs) -> None:
     stubs.says("mpirun", RIGHT)
     stubs.says("legw-hpc", f"exit {code}")
-    made = small(scheduler, chain=3, bin=str(stubs.bin))
+    stubs.says("qsub", "echo 8.pbs")
+    made = small(scheduler, ["batch=1024", "out=runs/x"], chain=3, bin=str(stubs.bin))
+    (stubs.folder / made.file.parent).mkdir(parents=True)
     done = run(send.text(made), stubs, SLURM_RESTART_COUNT=str(link - 1), LEGW_LINK=str(link))
     assert done.returncode == code
     if scheduler == "slurm":
         assert stubs.calls("scontrol") == ([["requeue", "7"]] if goes_on else [])
     else:
         assert stubs.calls("qsub") == ([["-v", f"LEGW_LINK={link + 1}", str(made.file)]] if goes_on else [])
+        assert [job.id for job in record.jobs(stubs.folder / "runs/x")] == (["8.pbs"] if goes_on else [])
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
@@ -144,16 +166,20 @@ def test_pbs_warning_by_its_own_timer(stubs: Stubs) -> None:
 def test_array(scheduler: str, stubs: Stubs) -> None:
     stubs.says("mpirun", RIGHT)
     stubs.says("legw-hpc", "exit 85")
+    stubs.says("qsub", "echo 8.pbs")
     made = small(scheduler, ["batch=1024,2048", "lr=0.1,0.2"], array=True, chain=2, to=Path("runs/g"), bin=str(stubs.bin))
+    (stubs.folder / made.file.parent).mkdir(parents=True)
     done = run(send.text(made), stubs, SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_JOB_ID="5", PBS_ARRAY_INDEX="2")
     assert done.returncode == 85, done.stderr
-    assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=2048", "lr=0.1", "out=runs/g/batch=2048_lr=0.1"]]
+    out = "out=runs/g/mnist-lstm-momentum-legw-b2048-s1-ffa96558"
+    assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=2048", "lr=0.1", out]]
     if scheduler == "slurm":
         assert "--array=0-3" in slurm.directives(made)
         assert stubs.calls("scontrol") == [["requeue", "5_2"]]
     else:
         assert send.command(made) == ["qsub", "-J", "0-3", "runs/g/jobs/1.pbs"]
         assert stubs.calls("qsub") == [["-v", "LEGW_LINK=2,LEGW_TASK=2", "runs/g/jobs/1.pbs"]]
+        assert [job.id for job in record.jobs(stubs.folder / out.removeprefix("out="))] == ["8.pbs"]
 
 
 def test_staging(stubs: Stubs) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from legw_hpc.errors import InputError
-from legw_hpc.status import QUIET_SECONDS, status
+from legw_hpc.owner import OWNER
+from legw_hpc.status import ALIVE_SECONDS, status
+from legw_hpc.submit import record
 from tests.conftest import Cli
 
 START = {
@@ -24,38 +28,77 @@ DIVERGED = {"event": "end", "time": 1200.0, "status": "diverged", "message": "st
 
 def write(folder: Path, *lines: dict[str, object], tail: str = "") -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+    if lines or tail:
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
     return folder
 
 
+def beat(folder: Path, at: float) -> None:
+    """A sign of life of the job that trains."""
+    folder.mkdir(exist_ok=True)
+    (folder / OWNER).write_text("{}")
+    os.utime(folder / OWNER, (at, at))
+
+
+# lines, a torn last one; state, step and time to go of a run that gave a sign of life just now
 CASES = [
-    ([START, STEP, EVAL], "", 1110, "running", 20, 40.0),
-    ([START, STEP, EVAL, RESUME], "", 1110, "running", 20, 40.0),
-    ([START, STEP], '{"event": "step", "st', 1110, "running", 20, 40.0),
-    ([START, STEP, EVAL], "", 1102 + QUIET_SECONDS, "stopped", 20, None),
-    ([START], "", 1010, "running", 0, None),
-    ([START, STEP, EVAL, DONE], "", 9999, "done", 40, None),
-    ([START, STEP, DIVERGED], "", 9999, "diverged", 20, None),
-    ([], '{"event": "sta', 1000, "empty", 0, None),
-    ([], "", 1000, "empty", 0, None),
-    ([{"event": "start"}, {"event": "step", "step": None}], "[1]\n3\n", 0, "running", 0, None),
+    ([START, STEP, EVAL], "", "running", 20, 40.0),
+    ([START, STEP, EVAL, RESUME], "", "running", 20, 40.0),
+    ([START, STEP], '{"event": "step", "st', "running", 20, 40.0),
+    ([START], "", "running", 0, None),
+    ([], '{"event": "sta', "running", 0, None),
+    ([START, STEP, EVAL, DONE], "", "done", 40, None),
+    ([START, STEP, DIVERGED], "", "diverged", 20, None),
+    ([{"event": "start"}, {"event": "step", "step": None}], "[1]\n3\n", "running", 0, None),
 ]
 
 
-@pytest.mark.parametrize(("lines", "tail", "now", "state", "step", "eta"), CASES)
-def test_states(
-    lines: list[dict[str, object]], tail: str, now: float, state: str, step: int, eta: float | None, tmp_path: Path
+@pytest.mark.parametrize(("lines", "tail", "state", "step", "eta"), CASES)
+def test_what_the_log_says(
+    lines: list[dict[str, object]], tail: str, state: str, step: int, eta: float | None, tmp_path: Path
 ) -> None:
-    found = status(write(tmp_path / "r", *lines, tail=tail), now)
+    beat(tmp_path / "r", 1100)
+    found = status(write(tmp_path / "r", *lines, tail=tail), 1110)
     assert (found.state, found.step, found.eta_seconds) == (state, step, eta)
     assert "\n".join(found.lines()).startswith(f"{tmp_path / 'r'}: {state}")
 
 
+# what the scheduler says of the jobs ("" does not answer): state before and after the first line of the log
+UNHEARD = {
+    "no job": ([], "empty", "stopped"),
+    "no scheduler": ([""], "queued", "stopped"),
+    "waits": (["PENDING"], "queued", "stopped, queued again"),
+    "will run again": (["REQUEUED"], "queued", "stopped, queued again"),
+    "waits for the one before": (["F 85", "H"], "queued", "stopped, queued again"),
+    "starts": (["R"], "running", "running"),
+    "runs, and the next waits": (["RUNNING", "PENDING"], "running", "running"),
+    "ended": (["COMPLETED"], "stopped", "stopped"),
+    "lost its node": (["NODE_FAIL"], "stopped", "stopped"),
+    "all of a chain have ended": (["F 85", "F 271"], "stopped", "stopped"),
+}
+
+
+@pytest.mark.parametrize("name", UNHEARD)
+def test_what_the_scheduler_says_of_a_run_that_gives_no_sign_of_life(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, before, after = UNHEARD[name]
+    said = iter(jobs * 2)
+    monkeypatch.setattr(record.Submitted, "state", lambda job: next(said))
+    (tmp_path / "r/jobs").mkdir(parents=True)
+    for number in range(len(jobs)):
+        record.add(tmp_path / "r/jobs", "slurm", str(number), [])
+    beat(tmp_path / "r", 1100)
+    assert status(tmp_path / "r", 1101 + ALIVE_SECONDS).state == before
+    assert status(write(tmp_path / "r", START, STEP), 1101 + ALIVE_SECONDS).state == after
+
+
 def test_a_shortened_run_counts_to_its_own_end(tmp_path: Path) -> None:
-    assert status(write(tmp_path / "r", START | {"recipe": {"max_steps": 30}}, STEP), 1110).steps == 30
+    assert status(write(tmp_path / "r", START | {"recipe": {"max_steps": 30}}, STEP)).steps == 30
 
 
 def test_words(tmp_path: Path) -> None:
+    beat(tmp_path / "r", 1100)
     (text,) = status(write(tmp_path / "r", START, STEP, EVAL), 1110).lines()
     assert text == f"{tmp_path / 'r'}: running, step 20 of 40, epoch 2, 50 samples/s, 0 h 01 min to go, accuracy 91.23"
     assert status(write(tmp_path / "r", START, STEP, DIVERGED)).error == "step 21: loss is nan"
@@ -63,56 +106,61 @@ def test_words(tmp_path: Path) -> None:
         status(tmp_path / "nowhere")
 
 
-def submitted(folder: Path, scheduler: str) -> None:
-    (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    (folder / "jobs/submitted.jsonl").write_text(json.dumps({"scheduler": scheduler, "id": "7"}) + "\n" + '{"torn')
-
-
-# What a scheduler's commands print, and the state of the job and of a run whose log is silent and has no end.
+# A scheduler's commands, and the state of job 7.
 SCHEDULERS = [
-    ("slurm", {"sacct": "RUNNING"}, "RUNNING", "running"),
-    (
-        "slurm",
-        {"sacct": "", "scontrol": "JobId=7 JobName=x JobState=PENDING Reason=BeginTime"},
-        "PENDING",
-        "stopped, queued again",
-    ),
-    ("slurm", {"sacct": "NODE_FAIL"}, "NODE_FAIL", "stopped"),
-    ("slurm", {}, "", "stopped"),
-    ("pbs", {"qstat": '{"Jobs": {"7.pbs": {"job_state": "R"}}}'}, "R", "running"),
-    ("pbs", {"qstat": '{"Jobs": {"7.pbs": {"job_state": "F", "Exit_status": 85}}}'}, "F 85", "stopped"),
-    ("pbs", {"qstat": "qstat: Unknown Job Id"}, "", "stopped"),
+    ("slurm", {"sacct": "echo RUNNING"}, "RUNNING"),
+    ("slurm", {"sacct": "echo CANCELLED by 0"}, "CANCELLED"),
+    ("slurm", {"sacct": "exit 1", "scontrol": "echo JobId=7 JobName=x JobState=PENDING Reason=BeginTime"}, "PENDING"),
+    ("slurm", {"sacct": "exit 1", "scontrol": "exit 1"}, ""),
+    ("slurm", {}, ""),
+    ("pbs", {"qstat": """echo '{"Jobs": {"7": {"job_state": "R"}}}'"""}, "R"),
+    ("pbs", {"qstat": """echo '{"Jobs": {"7": {"job_state": "F", "Exit_status": 85}}}'"""}, "F 85"),
+    ("pbs", {"qstat": """[ $1 = -f ] && echo '{"Jobs": {"7": {"job_state": "Q"}}}'"""}, "Q"),
+    ("pbs", {"qstat": "echo qstat: Unknown Job Id"}, ""),
+    ("pbs", {}, ""),
 ]
 
 
-@pytest.mark.parametrize(("scheduler", "commands", "job", "state"), SCHEDULERS)
+@pytest.mark.parametrize(("scheduler", "commands", "state"), SCHEDULERS)
 def test_the_scheduler_is_asked(
-    scheduler: str, commands: dict[str, str], job: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler: str, commands: dict[str, str], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
-    for name, says in commands.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncat <<'E'\n{says}\nE\n")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
+    for name, body in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin" if commands else "/nowhere")
-    folder = write(tmp_path / "r", START, STEP)
-    submitted(folder, scheduler)
-    found = status(folder, 99999)
-    assert found.jobs == (("7", job),)
-    assert found.state == state
+    assert record.Submitted(scheduler, "7", tmp_path).state() == state
 
 
-def test_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "name", "expected"),
+    [("slurm", "20", ["20_1.out", "21_1.out"]), ("pbs", "20[].host", ["20[1].host.OU", "21[1].host.OU", "33.host.OU"])],
+)
+def test_the_jobs_of_an_arrays_task(scheduler: str, name: str, expected: list[str], tmp_path: Path) -> None:
+    """With a second array of the chain, and the job that goes on after a task under PBS."""
+    place = tmp_path / "grid/jobs"
+    place.mkdir(parents=True)
+    for each in (name, name.replace("20", "21")):
+        record.add(place, scheduler, each, ["lr=1", "lr=2"])
+    if scheduler == "pbs":
+        with (place / record.RECORD).open("a") as file:
+            file.write('{"scheduler": "pbs", "id": "33.host", "run": "lr=2"}\n{"torn')
+    assert [job.output.relative_to(place).name for job in record.jobs(tmp_path / "grid/lr=2")] == expected
+    assert record.jobs(tmp_path / "grid/other") == record.jobs(tmp_path / "grid") == []
+
+
+def test_the_last_error_is_of_the_last_job_that_has_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    submitted(tmp_path / "r", "slurm")
-    assert status(tmp_path / "r").state == "queued"
-    submitted(tmp_path / "sweep", "slurm")
-    assert status(write(tmp_path / "sweep" / "cell", START)).jobs == (("7", ""),)
-
-
-def test_the_last_error_of_the_output(cli: Cli, tmp_path: Path) -> None:
     folder = write(tmp_path / "r", START, STEP)
     (folder / "jobs").mkdir()
+    for name in ("5", "6", "7"):
+        record.add(folder / "jobs", "slurm", name, [])
     (folder / "jobs/6.out").write_bytes(b"x" * 100_000 + b"\xff\nlegw-hpc: rank 3 has stopped\nanother line\n")
+    (folder / "jobs/5.out").write_text("legw-hpc: older\n")
     done = cli("status", "r")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "r: stopped, step 20 of 40, epoch 2, 50 samples/s\n  rank 3 has stopped\n"
+    said = "r: stopped, step 20 of 40, epoch 2, 50 samples/s\n  job 5\n  job 6\n  job 7\n  rank 3 has stopped\n"
+    assert done.stdout == said
+    beat(folder, time.time())
+    assert "rank 3" not in cli("status", "r").stdout

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,13 +141,17 @@ def test_bash_reads_it(name: str, tmp_path: Path) -> None:
     assert not [line for line in lines[first:] if line.startswith(("#SBATCH", "#PBS"))]  # would be ignored in silence
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on the PATH")
+SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="no shellcheck beside this Python or on the PATH")
 def test_shellcheck(tmp_path: Path) -> None:
     files = []
-    for number, text in enumerate(variants().values()):
-        files.append(tmp_path / f"{number}.sh")
+    for name, text in variants().items():
+        files.append(tmp_path / name.replace("/", " "))
         files[-1].write_text(text)
-    done = subprocess.run(["shellcheck", *map(str, files), str(ROOT / "jobs/ladder.sh")], capture_output=True, text=True)
+    others = [ROOT / ".ci/run", *(ROOT / "jobs").glob("*.sh")]
+    done = subprocess.run([str(SHELLCHECK), *map(str, files + others)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

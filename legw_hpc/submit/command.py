@@ -7,6 +7,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from legw_hpc.errors import InputError
+
 EXAMPLES = (
     "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --dry-run\n"
     "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --chain 5 --stage\n"
@@ -28,6 +30,9 @@ def arguments(submit: argparse.ArgumentParser) -> None:
     submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
     submit.add_argument("--to", type=Path, default=Path("runs/sweep"), help="folder of an array's runs (default: runs/sweep)")
     submit.add_argument("--stage", action="store_true", help="copy the shards to node-local storage first, checked")
+    submit.add_argument(
+        "--unpack", default="", metavar="FILE", help="unpack this environment of jobs/pack.sh on every node first"
+    )
     submit.add_argument("--account", default="", help="to charge")
     submit.add_argument("--partition", default="", help="partition or queue (default: the machine's)")
     submit.add_argument("--scheduler", choices=("slurm", "pbs"), help="instead of the machine's")
@@ -51,13 +56,16 @@ def run(options: argparse.Namespace) -> None:
     machine = load_machine(options.machine, [*options.set, *chosen])
     wanted = Options(
         nodes=options.nodes, time=options.time, chain=options.chain, array=options.array, to=options.to,
-        account=options.account, partition=options.partition, stage=options.stage, bin=str(Path(sys.prefix) / "bin"),
+        account=options.account, partition=options.partition, stage=options.stage, unpack=options.unpack,
+        bin=str(Path(sys.prefix) / "bin"),
     )  # fmt: skip
     job = make(options.recipe, options.overrides, machine, wanted)
     job = make(options.recipe, options.overrides, machine, dataclasses.replace(wanted, number=send.next_number(job.file.parent)))
     if options.dry_run:
         print(send.text(job), end="")
         return
+    if options.unpack and not Path(options.unpack).is_file():
+        raise InputError(f"--unpack {options.unpack}: no such file; jobs/pack.sh makes it")
     for name, *overrides in job.tasks:
         recipe = load(name, overrides)
         send.check_folder(recipe)

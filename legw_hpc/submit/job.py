@@ -9,6 +9,7 @@ from pathlib import Path
 
 from legw_hpc import sweep
 from legw_hpc.errors import InputError
+from legw_hpc.grid import cells
 from legw_hpc.recipe import NORMALISED, Recipe, derive, load
 from legw_hpc.runlog import JOBS
 from legw_hpc.submit.machine import Machine, seconds
@@ -23,10 +24,11 @@ class Options:
         nodes: of the job.
         time: walltime, HH:MM:SS; the machine's longest by default.
         chain: how often the job may run, the first time included.
-        array: values with commas are a grid: a task of a job array for every cell.
+        array: values with commas are a grid: a task of a job array for every cell that is not finished.
         to: TO/CELL are the run folders of an array.
         account, partition: charged, and queued in.
         stage: copy the shards to node-local storage.
+        unpack: a file of jobs/pack.sh: the environment, unpacked on every node.
         bin: folder of `legw-hpc`; put on the PATH.
         number: of this submission in its folder.
     """
@@ -39,6 +41,7 @@ class Options:
     account: str = ""
     partition: str = ""
     stage: bool = False
+    unpack: str = ""
     bin: str = ""
     number: int = 1
 
@@ -52,8 +55,9 @@ class Job:
         machine: where.
         nodes, seconds: of walltime, asked for.
         threads: per rank.
-        tasks: arguments of `legw-hpc train`, one line a task of an array; none: those the script is given.
-        chain, account, partition, bin: see `Options`.
+        tasks: arguments of `legw-hpc train`, one line a task of an array, which ends with out=; none: those the
+            script is given.
+        chain, account, partition, unpack, bin: see `Options`.
         stage: the data folder that is copied to node-local storage.
         file: the script, in the folder that also takes the job's output; relative to where it is submitted.
     """
@@ -70,6 +74,7 @@ class Job:
     partition: str = ""
     bin: str = ""
     stage: str = ""
+    unpack: str = ""
 
     @property
     def ranks(self) -> int:
@@ -79,6 +84,11 @@ class Job:
     @property
     def array(self) -> bool:
         return len(self.tasks) > 1
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the run folders of an array's tasks; empty for one run."""
+        return [Path(words[-1].removeprefix("out=")).name for words in self.tasks] if self.array else []
 
     @property
     def node_hours(self) -> float:
@@ -93,11 +103,14 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         InputError: what cannot work, with the numbers.
     """
     if options.array:
-        cells = sweep.cells(recipe, overrides)
-        if len(cells) < 2:
+        grid = cells(recipe, overrides)
+        if len(grid) < 2:
             raise InputError("--array needs a grid: a value with commas, such as batch=1024,2048")
-        recipes = [load(recipe, [*cell.overrides, f"out={options.to / cell.name}"]) for cell in cells]
-        tasks = tuple((recipe, *cell.overrides, f"out={options.to / cell.name}") for cell in cells)
+        left = sweep.missing(grid, options.to)
+        if not left:
+            raise InputError(f"{options.to}: all {len(grid)} cells of the grid are finished; see legw-hpc sweep --draw")
+        recipes = [load(recipe, [*cell.overrides, f"out={options.to / cell.name}"]) for cell in left]
+        tasks = tuple((recipe, *cell.overrides, f"out={options.to / cell.name}") for cell in left)
         folder = options.to / JOBS
     else:
         recipes = [load(recipe, overrides)]
@@ -112,7 +125,7 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         raise InputError("--stage copies one data folder; data.dir differs in the grid")
     time = _checked_time(machine, options)
     for each in recipes:
-        _check(each, machine, options.nodes)
+        check(each, machine, options.nodes)
     if threads > machine.cores_per_rank:
         raise InputError(
             f"threads={threads}: {machine.ranks} ranks share the {machine.cores} cores of a node, {machine.cores_per_rank} each"
@@ -120,12 +133,16 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
     for option, word in (("--account", options.account), ("--partition", options.partition), ("out", str(folder))):
         if word and not re.fullmatch(r"[\w./+=,@~-]+", word):
             raise InputError(f"{option} {word!r}: a job script's directives take no such characters")
+    if options.unpack and machine.container:
+        raise InputError(
+            f"--unpack {options.unpack}: machine {machine.name} runs a container, which has an environment of its own"
+        )
     suffix = "sbatch" if machine.scheduler == "slurm" else "pbs"
     return Job(
         name=job_name(first.name if options.array else f"b{first.batch}-{first.name}"),
         machine=machine, nodes=options.nodes, seconds=time, threads=threads, tasks=tasks, chain=options.chain,
         file=folder / f"{options.number}.{suffix}", account=options.account, partition=options.partition,
-        bin=options.bin, stage=str(first.data.folder()) if options.stage else "",
+        bin=options.bin, stage=str(first.data.folder()) if options.stage else "", unpack=options.unpack,
     )  # fmt: skip
 
 
@@ -159,7 +176,8 @@ def _checked_time(machine: Machine, options: Options) -> int:
     return time
 
 
-def _check(recipe: Recipe, machine: Machine, nodes: int) -> None:
+def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
+    """Refuse nodes that cannot train the recipe: what the ranks cannot share evenly, or what does not fit in memory."""
     ranks, batch, micro = nodes * machine.ranks, recipe.batch, recipe.micro_batch
     layout = f"{nodes} nodes x {machine.ranks} ranks = {ranks} ranks"
     if batch % ranks:

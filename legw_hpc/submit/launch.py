@@ -34,7 +34,9 @@ def command(machine: Machine) -> str:
 
 
 def environment(machine: Machine) -> dict[str, str]:
-    """What a launcher is told by variables: Intel MPI's binding, which other MPIs ignore."""
+    """What a launcher is told by variables: the binding of Intel MPI's ranks, and of MPICH's."""
     if machine.launcher not in ("hydra", "ibrun"):
         return {}
-    return {"I_MPI_PIN_DOMAIN": f"{machine.cpus_per_rank}:compact"} if machine.bind else {"I_MPI_PIN": "0"}
+    if not machine.bind:
+        return {"I_MPI_PIN": "0"}  # MPICH does not bind by itself
+    return {"I_MPI_PIN_DOMAIN": f"{machine.cpus_per_rank}:compact", "HYDRA_BINDING": f"core:{machine.cores_per_rank}"}

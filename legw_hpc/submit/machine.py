@@ -86,6 +86,7 @@ class Machine:
         warning_seconds: before the end of the walltime, when the ranks are told to write a checkpoint and stop.
         setup: shell lines before anything else, verbatim, such as "module load intel".
         environment: exported to every rank.
+        container: the words that run a program in it, such as ["apptainer", "exec", "legw.sif"]; none: no container.
         slurm, pbs: what differs between schedulers.
     """
 
@@ -109,6 +110,7 @@ class Machine:
     warning_seconds: int = 180
     setup: list[str] = field(default_factory=list)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    container: list[str] = field(default_factory=list)
     slurm: Slurm = Slurm()
     pbs: Pbs = Pbs()
 
@@ -219,6 +221,7 @@ def _check(machine: Machine) -> None:
             raise InputError(f"{where}: unknown {key} {chosen!r}: one of {', '.join(known)}")
     for key, lines in {
         "setup": machine.setup,
+        "container": machine.container,
         "slurm.options": machine.slurm.options,
         "pbs.options": machine.pbs.options,
     }.items():

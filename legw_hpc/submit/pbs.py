@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from legw_hpc.submit import launch, script
+from legw_hpc.submit import launch, program, script
 from legw_hpc.submit.job import Job
 from legw_hpc.submit.machine import clock
+from legw_hpc.submit.record import RECORD
 
 
 def directives(job: Job) -> list[str]:
@@ -43,6 +44,7 @@ def text(job: Job) -> str:
     """The whole script."""
     code = f"code={shlex.quote(str(job.file.with_suffix('')))}{'-$task' if job.array else ''}.code"
     ahead = job.machine.pbs.chain == "ahead" and job.chain > 1
+    inside = job.machine.pbs.chain == "inside"
     chain = str(job.chain) if job.tasks else f"${{CHAIN:-{job.chain}}}"
     lines = [
         "#!/bin/bash",
@@ -61,6 +63,7 @@ def text(job: Job) -> str:
         *script.links(job),
         *([] if job.tasks else _GIVEN),
         *script.arguments(job, "task"),
+        *(["out=${!#} run=${out##*/}  # of the last argument: the name of the run's folder"] if job.array and inside else []),
         "work=$(mktemp -d)",
         "trap 'rm -rf \"$work\"' EXIT",
         *_hosts(job),
@@ -68,15 +71,15 @@ def text(job: Job) -> str:
         *script.tell(job, "PBS"),
         "",
         *script.layout(),
-        *script.stage(job),
+        *script.copies(job),
         "# PBS has no warning before the end of the walltime, and its TERM leaves too little time for a checkpoint.",
         *_walltime(job),
         f"left=$((walltime - {job.machine.warning_seconds} - SECONDS))",
-        'if [ "$left" -lt 1 ]; then echo >&2 "no time left to train"; exit 2; fi',
+        f'[ "$left" -gt 0 ] || {program.refuse("no time left to train")}',
         "rc=0",
         f'timeout --preserve-status --signal=USR1 --kill-after={job.machine.warning_seconds} "$left" \\',
-        '    "${launch[@]}" legw-hpc train "$@" || rc=$?',
-        *script.unstage(job),
+        f'    "${{launch[@]}}" {program.words(job)} train "$@" || rc=$?',
+        *script.clean(job),
         *script.end(job, _successor(job)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -93,36 +96,61 @@ _HOSTS = {"mpirun": ' "${hosts[@]}" "${forward[@]}"', "hydra": ' -f "$work/hosts
 
 
 def _hosts(job: Job) -> list[str]:
-    """Open MPI without TM knows nothing of PBS, and counts a host that is named once as all its cores."""
+    """Hosts and slots, and a way to start processes there without ssh, for launchers that may know nothing of PBS."""
     if job.machine.pbs.launcher == "hydra":
-        return ['sort "$PBS_NODEFILE" | uniq -c | awk \'{ print $2 ":" $1 }\' >"$work/hosts"']
+        return [
+            "# Intel MPI's and MPICH's know PBS or not, as they were built: told the hosts, they go by ssh.",
+            *_hostfile(":"),
+            *_agent(
+                "HYDRA_LAUNCHER=rsh HYDRA_LAUNCHER_EXEC=$work/agent",
+                # 0: no tree, the agent is on this host alone.
+                "I_MPI_HYDRA_BOOTSTRAP=rsh I_MPI_HYDRA_BOOTSTRAP_EXEC=$work/agent I_MPI_HYDRA_BRANCH_COUNT=0",
+            ),
+        ]
     if job.machine.pbs.launcher != "mpirun":
         return []
     names = " ".join(script.exported_names(job))
+    agent = _agent(
+        # No tree: the agent is on this host alone.  Open MPI 4 reads the first two, 5 the others.
+        "OMPI_MCA_plm_rsh_agent=$work/agent OMPI_MCA_plm_rsh_no_tree_spawn=1",
+        "PRTE_MCA_plm_ssh_agent=$work/agent PRTE_MCA_plm_ssh_no_tree_spawn=1",
+    )
     return [
         "hosts=()",
         'if [[ "$(ompi_info 2>/dev/null; prte_info 2>/dev/null)" != *"plm: tm"* ]]; then',
-        "    # This Open MPI was built without PBS: unaided it starts all ranks on the first host.  Hosts with slots, and",
-        "    # an agent in the place of ssh; pbs_tmrsh starts no shell at the far end, which mpirun counts on.",
-        "    awk '!n[$1]++ { o[++k] = $1 } END { for (i = 1; i <= k; i++) print o[i] \" slots=\" n[o[i]] }' \\",
-        '        "$PBS_NODEFILE" >"$work/hosts"',
+        "    # This Open MPI was built without PBS: unaided it starts all ranks on the first host.",
+        *(f"    {line}" for line in _hostfile(" slots=")),
         '    hosts=(--hostfile "$work/hosts")',
-        '    if tmrsh=$(command -v pbs_tmrsh); then',
-        '        cat >"$work/agent" <<AGENT',
-        "#!/bin/sh",
-        "host=\\$1; shift",
-        'exec $tmrsh "\\$host" /bin/sh -c "\\$*"',
-        "AGENT",
-        '        chmod +x "$work/agent"',
-        "        # No tree: the agent is on this host alone.  Open MPI 4 reads the first two, 5 the others.",
-        '        export OMPI_MCA_plm_rsh_agent=$work/agent OMPI_MCA_plm_rsh_no_tree_spawn=1',
-        '        export PRTE_MCA_plm_ssh_agent=$work/agent PRTE_MCA_plm_ssh_no_tree_spawn=1',
-        "    fi",
+        *(f"    {line}" for line in agent),
         "fi",
         "# Variables reach the other hosts only by name.",
         "forward=()",
-        f"for name in {names}; do [ -z \"${{!name+set}}\" ] || forward+=(-x \"$name\"); done",
-    ]  # fmt: skip
+        f'for name in {names}; do [ -z "${{!name+set}}" ] || forward+=(-x "$name"); done',
+    ]
+
+
+def _hostfile(between: str) -> list[str]:
+    """A line a host, in PBS's order; `between` its name and its ranks."""
+    return [
+        f"awk '!n[$1]++ {{ o[++k] = $1 }} END {{ for (i = 1; i <= k; i++) print o[i] \"{between}\" n[o[i]] }}' \\",
+        '    "$PBS_NODEFILE" >"$work/hosts"',
+    ]
+
+
+def _agent(*variables: str) -> list[str]:
+    """PBS's own remote start in the place of ssh.
+
+    Args:
+        variables: NAME=value, by which launchers are told of it.
+    """
+    return [
+        "if command -v pbs_tmrsh >/dev/null; then  # in the place of ssh; but it starts no shell at the far end",
+        "    # shellcheck disable=SC2016  # the agent's own variables",
+        "    printf '%s\\n' '#!/bin/sh' 'host=$1; shift' 'exec pbs_tmrsh \"$host\" /bin/sh -c \"$*\"' >\"$work/agent\"",
+        '    chmod +x "$work/agent"',
+        *(f"    export {words}" for words in variables),
+        "fi",
+    ]
 
 
 def _walltime(job: Job) -> list[str]:
@@ -140,8 +168,13 @@ def _successor(job: Job) -> list[str]:
     file = shlex.quote(str(job.file))
     if not job.tasks:
         return [
-            'variables="LEGW_LINK=$((link + 1)),CHAIN=$chain,ARGS${STAGE:+,STAGE}${LEGW_BIN:+,LEGW_BIN}"',
+            'variables="LEGW_LINK=$((link + 1)),CHAIN=$chain,ARGS${STAGE:+,STAGE}${UNPACK:+,UNPACK}${LEGW_BIN:+,LEGW_BIN}"',
             f'qsub -l select="$nodes:{chunk(job)}" -l walltime="$walltime" -v "$variables" {file}',
         ]
-    task = ",LEGW_TASK=$task" if job.array else ""
-    return [f'qsub -v "LEGW_LINK=$((link + 1)){task}" {file}']
+    variables, format, of = "LEGW_LINK=$((link + 1))", '{"scheduler": "pbs", "id": "%s"}\\n', ""
+    if job.array:
+        variables, format, of = f"{variables},LEGW_TASK=$task", format.replace("}", ', "run": "%s"}'), ' "$run"'
+    return [
+        f'next=$(qsub -v "{variables}" {file})',
+        f"printf '{format}' \"$next\"{of} >>{shlex.quote(str(job.file.parent / RECORD))} || true  # for legw-hpc status",
+    ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shlex
 
-from legw_hpc.errors import EXIT_INPUT, EXIT_RESUME
-from legw_hpc.submit import launch
+from legw_hpc.errors import EXIT_RESUME
+from legw_hpc.submit import launch, program
 from legw_hpc.submit.job import Job
+from legw_hpc.submit.program import refuse
 
 
 def header(job: Job) -> list[str]:
@@ -29,16 +30,11 @@ def environment(job: Job) -> list[str]:
         **launch.environment(machine),
         **machine.environment,
     }
-    if job.bin:
-        path = f"PATH={shlex.quote(job.bin)}:$PATH"
-    else:
-        path = "PATH=${LEGW_BIN:-$PWD/.venv/bin}:$PATH"
     return [
         *machine.setup,
         *(f"export {key}={shlex.quote(str(value))}" for key, value in exported.items()),
-        f"export {path}",
-        "command -v legw-hpc >/dev/null || { echo >&2 'no legw-hpc on the PATH'; exit " + f"{EXIT_INPUT}; }}",
-    ]  # fmt: skip
+        *program.found(job),
+    ]
 
 
 def exported_names(job: Job) -> list[str]:
@@ -55,12 +51,12 @@ def arguments(job: Job, task: str) -> list[str]:
         task: the variable with the number of an array's task.
     """
     if not job.tasks:
-        return ['[ $# -gt 0 ] || { echo >&2 "arguments: RECIPE key=value..."; exit ' + f"{EXIT_INPUT}; }}"]
+        return [f"[ $# -gt 0 ] || {refuse('this script wants the arguments RECIPE key=value ...')}"]
     quoted = [" ".join(map(shlex.quote, words)) for words in job.tasks]
     if not job.array:
         return [f"set -- {quoted[0]}"]
     cases = [f"    {number}) set -- {words} ;;" for number, words in enumerate(quoted)]
-    return [f"case ${task} in", *cases, f'    *) echo >&2 "no task ${task}"; exit {EXIT_INPUT} ;;', "esac"]
+    return [f"case ${task} in", *cases, f"    *) {refuse(f'the array has no task ${task}')} ;;", "esac"]
 
 
 def links(job: Job) -> list[str]:
@@ -71,7 +67,7 @@ def links(job: Job) -> list[str]:
             f'before=$(cat "$code" 2>/dev/null || echo {EXIT_RESUME})',
             f'if [ "$before" != {EXIT_RESUME} ]; then echo "the run has ended with exit code $before"; exit 0; fi',
         ]
-    return [f'if [ "$link" -gt "$chain" ]; then echo >&2 "run $link of at most $chain; not started"; exit {EXIT_RESUME}; fi']
+    return [f'[ "$link" -le "$chain" ] || {refuse("run $link of at most $chain: not started", EXIT_RESUME)}']
 
 
 def tell(job: Job, variables: str) -> list[str]:
@@ -81,7 +77,8 @@ def tell(job: Job, variables: str) -> list[str]:
         'echo "$nodes nodes x $ranks ranks x $OMP_NUM_THREADS threads"',
         'printf "legw-hpc train"; printf " %q" "$@"; echo',
         f"env | grep -E '^({variables}|OMP|KMP|HOROVOD|HDF5|I_MPI|OMPI|CUDA)_' | sort",
-        "python -c 'from legw_hpc import runlog; print(runlog.versions(), runlog.commit())' || true",
+        f"{program.words(job).replace('legw-hpc', 'python')} -c "
+        "'from legw_hpc import runlog; print(runlog.versions(), runlog.commit())' || true",
     ]
 
 
@@ -91,16 +88,21 @@ def layout() -> list[str]:
         "# Some launchers put all ranks on the first host in silence: prove where they are before anything is trained.",
         "# A line of more than one word is the launcher's own.",
         "layout=$(\"${launch[@]}\" hostname | awk 'NF == 1' | sort | uniq -c) ||",
-        f"    {{ echo >&2 'the launcher cannot start ranks on these nodes; nothing trained'; exit {EXIT_INPUT}; }}",
+        f"    {refuse('the launcher cannot start ranks on these nodes; nothing trained')}",
         'echo "ranks and hosts:"; echo "$layout"',
-        'if ! awk -v nodes="$nodes" -v ranks="$ranks" \\',
-        "    '$1 != ranks { bad = 1 } END { exit bad || NR != nodes }' <<<\"$layout\"; then",
-        f'    echo >&2 "expected $ranks ranks on each of $nodes nodes; nothing trained"; exit {EXIT_INPUT}',
-        "fi",
-    ]  # fmt: skip
+        'awk -v nodes="$nodes" -v ranks="$ranks" \\',
+        "    '$1 != ranks { bad = 1 } END { exit bad || NR != nodes }' <<<\"$layout\" ||",
+        f"    {refuse('expected $ranks ranks on each of $nodes nodes; nothing trained')}",
+    ]
 
 
-def stage(job: Job) -> list[str]:
+def copies(job: Job) -> list[str]:
+    """What goes to node-local storage first."""
+    lines = [*program.unpack(job), *_stage(job)]
+    return ["copies=()", *lines] if lines else []
+
+
+def _stage(job: Job) -> list[str]:
     """Copy the shards to node-local storage, checked; data.dir then names the copy."""
     if job.tasks and not job.stage:
         return []
@@ -108,17 +110,18 @@ def stage(job: Job) -> list[str]:
         f"stage={shlex.quote(job.stage)}" if job.tasks else "stage=${STAGE:-}  # a data folder, to be copied to every node",
         'if [ -n "$stage" ]; then',
         f'    staged="{job.machine.local}/legw-${{job//[^A-Za-z0-9]/-}}-$link"',
-        '    "${launch[@]}" legw-hpc data stage "$stage" "$staged"',
+        f'    "${{launch[@]}}" {program.words(job)} data stage "$stage" "$staged"',
         '    set -- "$@" data.dir="$staged"',
+        '    copies+=("$staged")',
         "fi",
     ]
 
 
-def unstage(job: Job) -> list[str]:
+def clean(job: Job) -> list[str]:
     """Leave nothing on the nodes; in a time that does not endanger what follows."""
-    if job.tasks and not job.stage:
+    if job.tasks and not (job.stage or job.unpack):
         return []
-    return ['[ -z "$stage" ] || timeout 60 "${launch[@]}" rm -rf "$staged" || true']
+    return ['[ ${#copies[@]} = 0 ] || timeout 60 "${launch[@]}" rm -rf "${copies[@]}" || true']
 
 
 def end(job: Job, go_on: list[str]) -> list[str]:

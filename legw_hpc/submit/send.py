@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from legw_hpc import runlog
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import Recipe, derive
-from legw_hpc.submit import pbs, slurm
+from legw_hpc.submit import pbs, record, slurm
 from legw_hpc.submit.job import Job
 from legw_hpc.submit.machine import Machine
-
-RECORD = "submitted.jsonl"  # a line a job: scheduler, id, script, machine, nodes
 
 
 def text(job: Job) -> str:
@@ -68,9 +65,8 @@ def send(job: Job) -> list[str]:
         if done.returncode:
             raise InputError(f"{' '.join(words)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
         ids.append(done.stdout.strip().split("\n")[-1].split(";")[0])
-        line = {"time": round(time.time()), "scheduler": job.machine.scheduler, "id": ids[-1], "script": str(job.file)}
-        with (folder / RECORD).open("a") as record:
-            record.write(json.dumps(line | {"machine": job.machine.name, "nodes": job.nodes, "chain": job.chain}) + "\n")
+        facts = {"script": str(job.file), "machine": job.machine.name, "nodes": job.nodes, "chain": job.chain}
+        record.add(folder, job.machine.scheduler, ids[-1], job.runs, **facts)
     return ids
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from legw_hpc.submit import launch, script
+from legw_hpc.submit import launch, program, script
 from legw_hpc.submit.job import Job
 from legw_hpc.submit.machine import clock
 
@@ -68,17 +68,17 @@ def text(job: Job) -> str:
         # Nodes copy at their own pace.
         *(["export SLURM_WAIT=0  # of srun: no limit between the ends of the first rank and the last"] if srun else []),
         *script.layout(),
-        *script.stage(job),
+        *script.copies(job),
         "rc=85",
         'if [ -z "$asked" ]; then',
         "    # In the background: bash runs a trap only between commands, or in `wait`, which then returns over 128.",
         *(["    export SLURM_WAIT=60  # a rank that has died ends the others"] if srun else []),
-        '    "${launch[@]}" legw-hpc train "$@" & run=$!',
+        f'    "${{launch[@]}}" {program.words(job)} train "$@" & run=$!',
         '    [ -z "$asked" ] || kill -USR1 "$run"  # it came between the two',
         '    while rc=0; wait "$run" || rc=$?; [ "$rc" -gt 128 ] && kill -0 "$run" 2>/dev/null; do :; done',
         "fi",
         "trap '' USR1",
-        *script.unstage(job),
+        *script.clean(job),
         *script.end(job, ["# Nothing after it is sure to run.", 'scontrol requeue "$job"']),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

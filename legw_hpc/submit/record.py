@@ -1,0 +1,112 @@
+"""The jobs of a run: recorded when they are submitted, looked up later.
+
+RUN/jobs/submitted.jsonl    {"scheduler", "id", "time", "script", ...} a line a job
+TO/jobs/submitted.jsonl     of an array: a line a task, with "run", the name of its folder in TO
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from legw_hpc.runlog import JOBS, parse
+
+RECORD = "submitted.jsonl"
+TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One job, or one task of an array.
+
+    Attributes:
+        scheduler: "slurm" or "pbs".
+        id: as the scheduler calls it.
+        output: the file that takes what it prints.
+    """
+
+    scheduler: str
+    id: str
+    output: Path
+
+    def state(self) -> str:
+        """As the scheduler calls it; "" if it does not answer or has forgotten."""
+        return _slurm_state(self.id) if self.scheduler == "slurm" else _pbs_state(self.id)
+
+    def last_error(self) -> str:
+        """The last word of its output from legw-hpc, or from the launcher or the scheduler."""
+        if not self.output.exists():
+            return ""
+        with self.output.open("rb") as file:
+            file.seek(max(0, self.output.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+        marks = ("legw-hpc: ", "slurmstepd: error", "srun: error", "=>> PBS:")
+        said = [line for line in text.splitlines() if line.startswith(marks)]
+        return said[-1].removeprefix("legw-hpc: ") if said else ""
+
+
+def add(folder: Path, scheduler: str, name: str, runs: list[str], **facts: Any) -> None:
+    """Write down a job.
+
+    Args:
+        folder: RUN/jobs or TO/jobs.
+        name: the scheduler's id.
+        runs: names of the folders of an array's tasks, in their order; empty for one run.
+    """
+    line = {"scheduler": scheduler, "id": name, "time": round(time.time()), **facts}
+    tasks = [line | {"id": task_id(scheduler, name, number), "run": run} for number, run in enumerate(runs)]
+    with (folder / RECORD).open("a") as record:
+        record.writelines(json.dumps(each) + "\n" for each in tasks or [line])
+
+
+def task_id(scheduler: str, array: str, number: int) -> str:
+    """SLURM: 20 -> 20_3; PBS: 20[].host -> 20[3].host."""
+    return f"{array}_{number}" if scheduler == "slurm" else array.replace("[]", f"[{number}]")
+
+
+def jobs(run: Path) -> list[Submitted]:
+    """Those of a run, in the order of their submission."""
+    own = [(line, run) for line in _lines(run) if "run" not in line]
+    tasks = [(line, run.parent) for line in _lines(run.parent) if line.get("run") == run.name]
+    found = []
+    for line, where in own + tasks:
+        scheduler, name = str(line["scheduler"]), str(line["id"])
+        found.append(Submitted(scheduler, name, where / JOBS / f"{name}{'.out' if scheduler == 'slurm' else '.OU'}"))
+    return found
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    try:
+        lines = parse((folder / JOBS / RECORD).read_text())
+    except (OSError, ValueError):
+        return []
+    return [line for line in lines if isinstance(line, dict) and {"scheduler", "id"} <= line.keys()]
+
+
+def _slurm_state(name: str) -> str:
+    words = _ask("sacct", "--noheader", "--allocations", "--format=State%20", "--jobs", name).split()
+    if not words:  # no accounting: the controller knows a job for some minutes after its end
+        shown = _ask("scontrol", "--oneliner", "show", "job", name).split()
+        words = [word.removeprefix("JobState=") for word in shown if word.startswith("JobState=")]
+    return words[0] if words else ""
+
+
+def _pbs_state(name: str) -> str:
+    for known in ("-xf", "-f"):  # jobs that have ended, too, where the site keeps them
+        try:
+            (job,) = json.loads(_ask("qstat", known, "-F", "json", name))["Jobs"].values()
+            return f"{job['job_state']} {job.get('Exit_status', '')}".strip()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return ""
+
+
+def _ask(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
