@@ -2,6 +2,7 @@
 # make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
 # make test     ... and run all checks and tests
 # make test-slurm     the job scripts on a SLURM that answers here
+# make results  draw every page of results/ again from the logs kept there; nothing is trained
 # make bench    ... and run the quick set of benchmarks, about 5 minutes; make bench-check: is any slower than recorded?
 # GPUs: make HOROVOD_GPU_OPERATIONS=NCCL      another torch: make TORCH=torch==X.Y.Z
 
@@ -10,13 +11,16 @@ export VENV ?= $(CURDIR)/.venv
 export TORCH HOROVOD_GPU_OPERATIONS LEGW_CACHE
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test test-slurm lint bench bench-check peers clean
+.PHONY: setup demo results test test-slurm lint bench bench-check peers clean
 
 setup:
 	@$(PYTHON) .setup/install.py
 
 demo: setup
 	@"$(BIN)/legw-hpc" sweep mnist-lstm-sample scheme=legw,linear batch=32,256,1024 --ranks 2 --to demo
+
+results: setup
+	@"$(BIN)/legw-hpc" figures --draw
 
 lint: setup
 	@"$(BIN)/ruff" check --config .ruff.toml .

@@ -1,4 +1,4 @@
-"""The command line: legw-hpc train | plan | data | sweep | submit | status | doctor.
+"""The command line: legw-hpc train | plan | data | sweep | figures | keep | curvature | submit | status | doctor.
 
 Parsing imports nothing heavy, so `--help` and `plan` answer at once on a login node.
 """
@@ -6,7 +6,7 @@ Parsing imports nothing heavy, so `--help` and `plan` answer at once on a login 
 from __future__ import annotations
 
 import argparse
-import json
+import faulthandler
 import os
 import sys
 import time
@@ -16,7 +16,9 @@ from typing import NoReturn
 
 from legw_hpc import errors
 from legw_hpc.data import command as data_command
-from legw_hpc.launcher import launched
+from legw_hpc.launcher import alone, launched
+from legw_hpc.paper import command as paper_command
+from legw_hpc.plan import command as plan_command
 from legw_hpc.submit import command as submit_command
 
 # How long other ranks leave the word to rank 0 before they are connected (assumed: ranks start within this).
@@ -27,6 +29,8 @@ EXAMPLES = """examples:
   legw-hpc plan mnist-lstm batch=8192                    what LEGW makes of a batch; no torch needed
   mpirun -np 2 legw-hpc train mnist-lstm batch=8192      train on two ranks
   legw-hpc sweep mnist-lstm-sample batch=32,1024 scheme=legw,linear --ranks 2
+  legw-hpc figures figure1 --quick                       a figure of the paper, on the packaged sample
+  legw-hpc curvature mnist-lstm-sample batch=128         where L(x, g) peaks, and what warmup covers it
   legw-hpc submit mnist-lstm batch=8192 --machine skylake --nodes 4 --dry-run
   legw-hpc status runs/*                                 step, rate, time to go, jobs, last error
   legw-hpc doctor --ranks 2                              is everything in order?
@@ -59,22 +63,54 @@ def parser() -> argparse.ArgumentParser:
     _recipe_arguments(train)
 
     plan = command(
-        "plan", "print what a recipe comes to for a batch, without training",
-        "  legw-hpc plan mnist-lstm batch=8192\n  legw-hpc plan mnist-lstm batch=8192 scheme=linear --json",
-    )  # fmt: skip
+        "plan",
+        "print what a recipe comes to for a batch, and what it costs on a machine, without training",
+        plan_command.EXAMPLES,
+    )
     _recipe_arguments(plan)
-    plan.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    plan_command.arguments(plan)
 
     sweep = command(
         "sweep", "run a grid of a recipe, cell by cell; finished cells are skipped",
         "  legw-hpc sweep mnist-lstm-sample batch=32,256,1024 scheme=legw,linear --ranks 2\n"
-        "A value with commas is a dimension of the grid.",
+        "  legw-hpc sweep mnist-lstm batch=128,1024,8192 seeds=3 --jobs 2        two runs side by side\n"
+        "  legw-hpc sweep mnist-lstm batch=128,1024,8192 seeds=3 --draw          what is finished by now\n"
+        "  legw-hpc sweep mnist-lstm batch=2048,4096 seeds=3 --machine skylake --nodes 4\n"
+        "A value with commas is a dimension of the grid; seeds=N is the recipe's seed and the N-1 after it.\n"
+        "Written beside the runs: results.jsonl (a line a run), table.md and quality.png (mean, sample standard deviation, n).",
     )  # fmt: skip
     _recipe_arguments(sweep)
-    sweep.add_argument("--ranks", type=int, default=1, help="ranks of each run, on this machine (default: 1)")
+    _local_arguments(sweep)
     sweep.add_argument(
         "--to", type=Path, default=Path("runs/sweep"), help="folder of the runs, table and plot (default: runs/sweep)"
     )
+    sweep.add_argument("--draw", action="store_true", help="run nothing: table and plot of what is finished")
+    sweep.add_argument("--machine", help="submit what is missing as a job array there; takes --nodes too, and see submit --help")
+    sweep.add_argument("--nodes", type=int, help="of each task of the array")
+    sweep.add_argument("--time", default="", metavar="HH:MM:SS", help="walltime of a task (default: the machine's longest)")
+    sweep.add_argument("--dry-run", action="store_true", help="with --machine: print the script and submit nothing")
+
+    figures = command(
+        "figures", "the paper's figures and Table 1: train what is missing, draw, write pages", paper_command.EXAMPLES
+    )
+    paper_command.arguments(figures)
+    _local_arguments(figures)
+
+    keep = command("keep", "copy the logs of finished runs to where figures find them", paper_command.KEEP_EXAMPLES)
+    paper_command.keep_arguments(keep)
+
+    curvature = command(
+        "curvature", "train with L(x, g) measured: where its peak lies, and what warmup covers it (paper, section 4)",
+        "  legw-hpc curvature mnist-lstm batch=1024 epochs=5 --ranks 2\n"
+        "  legw-hpc curvature mnist-lstm batch=128 --every 10            costs a tenth of that\n"
+        "  mpirun -np 2 legw-hpc curvature ptb-lstm batch=640 epochs=2\n"
+        "  legw-hpc curvature mnist-lstm batch=1024 epochs=5 --draw      of what has been measured\n"
+        "The run is the same to the bit as without. Its log has a line a measurement; RUN/curvature.png is drawn.",
+    )  # fmt: skip
+    _recipe_arguments(curvature)
+    curvature.add_argument("--every", type=int, default=1, metavar="N", help="measure at every N-th step (default: 1)")
+    curvature.add_argument("--ranks", type=int, default=1, help="ranks, launched on this machine (default: 1)")
+    curvature.add_argument("--draw", action="store_true", help="run nothing: print and draw what has been measured")
 
     data = command(
         "data", "make or check HDF5 shards",
@@ -82,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         "  legw-hpc data ptb --source DIR\n  legw-hpc data imagenet --source DIR --workers 32\n"
         "  legw-hpc data cifar10 --source cifar-10-binary.tar.gz\n"
         "  legw-hpc data synthetic --shape 28,28 --classes 10 --train 60000 --test 10000 --out data/synthetic\n"
-        "  legw-hpc data verify data/mnist",
+        "  legw-hpc data verify data/mnist [--repair-index]",
     )  # fmt: skip
     data_command.arguments(data)
 
@@ -92,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
 
     status = command(
         "status", "where runs are: state, step, samples/s, time to go, jobs, last error",
-        "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/*",
+        "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/*/",
     )  # fmt: skip
     status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
 
@@ -104,14 +140,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _local_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ranks", type=int, default=1, help="ranks of each run, on this machine (default: 1)")
+    command.add_argument(
+        "--jobs", type=int, default=1, help="runs side by side, of one rank on cores of its own each (default: 1)"
+    )
+
+
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="name of a packaged recipe, or path of a .toml file")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as batch=8192, scheme=linear, baseline.lr=0.1")
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of a command line; key=value may stand before and after options, which argparse alone does not take."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    takes = hasattr(options, "overrides")
+    if strange := [word for word in rest if word.startswith("-") or not takes]:
+        top.error(f"unrecognized arguments: {' '.join(strange)}")
+    if takes:
+        options.overrides += rest
+    return options
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its code; errors that the user can mend are one line, from rank 0."""
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     first = launched().rank == 0
     code = errors.EXIT_DONE
     try:
@@ -150,7 +205,7 @@ def _tell(first: bool, text: str) -> None:
 def _bug() -> NoReturn:
     """A traceback, and the end of all ranks: the others may wait in a collective for this one."""
     launch = launched()
-    print(f"rank {launch.rank} of {launch.size}:", file=sys.stderr)
+    print(f"rank {launch.rank} of {launch.ranks}:", file=sys.stderr)
     traceback.print_exc()
     sys.stderr.flush()
     os._exit(errors.EXIT_BUG)
@@ -161,6 +216,7 @@ def _train(options: argparse.Namespace) -> None:
 
     recipe = load(options.recipe, options.overrides)
     derive(recipe)  # what is wrong with the numbers is said before torch and MPI start
+    faulthandler.enable(2)  # on stderr: where a crash was, and which shard could not be read (data/shardfile.py)
 
     from legw_hpc.single_run import run
 
@@ -170,22 +226,28 @@ def _train(options: argparse.Namespace) -> None:
         print(f"done: {metrics}; {result['steps']} steps, {result['samples_per_s']:,.0f} samples/s", flush=True)
 
 
-def _plan(options: argparse.Namespace) -> None:
-    from legw_hpc.recipe import derive, load
-
-    derived = derive(load(options.recipe, options.overrides))
-    print(json.dumps(derived.as_dict()) if options.json else "\n".join(derived.lines()))
-
-
 def _sweep(options: argparse.Namespace) -> None:
     from legw_hpc import sweep
 
-    sweep.sweep(options.recipe, options.overrides, options.ranks, options.to)
+    if options.machine is None:
+        run = not options.draw
+        sweep.sweep(options.recipe, options.overrides, options.to, ranks=options.ranks, jobs=options.jobs, run=run)
+        return
+    if options.nodes is None:
+        raise errors.InputError(f"--machine {options.machine}: how many nodes does each task take? --nodes N")
+    words = ["submit", options.recipe, *options.overrides, "--array", f"--to={options.to}"]
+    words += [f"--machine={options.machine}", f"--nodes={options.nodes}", f"--time={options.time}"]
+    _submit(parse(words + ["--dry-run"] * options.dry_run))
+
+
+def _curvature(options: argparse.Namespace) -> None:
+    from legw_hpc.curvature_run import curvature
+
+    curvature(options.recipe, options.overrides, options.every, ranks=options.ranks, run=not options.draw)
 
 
 def _submit(options: argparse.Namespace) -> None:
-    if launched().size > 1:
-        raise errors.InputError(f"legw-hpc submit is one process's work; the launcher started {launched().size}")
+    alone("submit")
     submit_command.run(options)
 
 
@@ -203,6 +265,7 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 _COMMANDS = {
-    "train": _train, "plan": _plan, "data": data_command.run, "sweep": _sweep, "submit": _submit, "status": _status,
+    "train": _train, "plan": plan_command.run, "data": data_command.run, "sweep": _sweep, "figures": paper_command.run,
+    "keep": paper_command.keep, "curvature": _curvature, "submit": _submit, "status": _status,
     "doctor": _doctor,
 }  # fmt: skip

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import itertools
+import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,11 +49,13 @@ class Data:
         train_samples: declared, so that `plan` needs no data; a run refuses shards with another count.
             Words, for a text.
         window: words of each row that a step reads; 0 is samples drawn one by one, in random order.
+        verify: read all shards at the start, each rank its part, and compare the checksums.
     """
 
     dir: str
     train_samples: int
     window: int = 0
+    verify: bool = True
 
     def folder(self) -> Path:
         """The data folder as a path."""
@@ -100,6 +106,7 @@ class Recipe:
             where there is batch norm.
         seed: of initialisation and order.
         eval_every: epochs between evaluations.
+        curvature_every: steps between two measurements of L(x, g) (curvature.py); 0 is never.
         max_steps: stop after so many steps of the run's own schedule; 0 is all.
         out: the run folder; {name}, {batch}, {scheme}, {solver} and {seed} are filled in.
         comm: "auto", "serial", "horovod" or "mpi".
@@ -107,6 +114,7 @@ class Recipe:
         threads: per rank; 0 shares the cores of the node among its ranks.
         input_threads: per rank, to decode images; 0 is as many as `threads`.
         log_every: seconds between lines of the run log.
+        noise_scale: log the gradient noise scale (noise.py), on 2 ranks or more; a pass over the gradient a step.
         stall_minutes: that a rank waits for the others in one exchange before the run is ended; 0 is for ever.
     """
 
@@ -131,6 +139,7 @@ class Recipe:
     micro_batch: int = 128
     seed: int = 1
     eval_every: float = 1.0
+    curvature_every: int = 0
     max_steps: int = 0
     checkpoint: Checkpoint = Checkpoint()
     out: str = "runs/{name}-{solver}-{scheme}-b{batch}-s{seed}"
@@ -139,6 +148,7 @@ class Recipe:
     threads: int = 0
     input_threads: int = 0
     log_every: float = 5.0
+    noise_scale: bool = False
     stall_minutes: float = 5.0  # assumed: longer than rank 0 takes to write a checkpoint
 
     def out_folder(self) -> Path:
@@ -154,7 +164,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result, flat, dotted: two runs in one folder must agree on it."""
+        """What decides the result and its log, flat, dotted: two runs in one folder must agree on it."""
         told = {
             "out",
             "comm",
@@ -162,14 +172,32 @@ class Recipe:
             "threads",
             "input_threads",
             "log_every",
+            "noise_scale",
             "stall_minutes",
             "max_steps",
             "checkpoint",
             "data.dir",
+            "data.verify",
         }
         told |= set() if self.application in NORMALISED else {"micro_batch"}
+        told |= set() if self.curvature_every else {"curvature_every"}
+        told |= {f"decays.{name}" for name in self.decays if name != self.decay}
+        told |= {f"solvers.{name}" for name in self.solvers if name != self.solver}
         flat = strict.flatten(self.as_dict())
-        return {key: value for key, value in flat.items() if key not in told and key.partition(".")[0] not in told}
+        return {key: value for key, value in flat.items() if not told & set(_prefixes(key))}
+
+    def spelled(self) -> dict[str, Any]:
+        """`identity` without what has its default: runs of an older version, which lacked a key, have the same."""
+        return {key: value for key, value in self.identity().items() if key not in DEFAULTS or value != DEFAULTS[key]}
+
+    def run_name(self) -> str:
+        """A name for a folder of this run alone: what it is, and a digest of all that decides it."""
+        digest = hashlib.sha256(json.dumps(self.spelled(), sort_keys=True).encode()).hexdigest()[:8]
+        about = f"{self.name}-{self.solver}-{self.scheme}-b{self.batch}-s{self.seed}-{digest}"
+        return re.sub(r"[^\w.+-]", "_", about)
+
+
+DEFAULTS = strict.defaults(Recipe)
 
 
 @dataclass(frozen=True)
@@ -306,9 +334,14 @@ def available() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
+def _prefixes(key: str) -> Iterator[str]:
+    """ "a", "a.b" and "a.b.c" of "a.b.c"."""
+    return itertools.accumulate(key.split("."), "{}.{}".format)
+
+
 def _check(recipe: Recipe) -> None:
     at_least = {
-        "batch": 1, "micro_batch": 1, "max_steps": 0, "threads": 0, "clip_norm": 0, "seed": 0,
+        "batch": 1, "micro_batch": 1, "max_steps": 0, "curvature_every": 0, "threads": 0, "clip_norm": 0, "seed": 0,
         "data.train_samples": 1, "data.window": 0, "input_threads": 0, "checkpoint.every_steps": 0,
         "checkpoint.every_minutes": 0, "stall_minutes": 0, "checkpoint.keep": 1,
         "fixed_warmup_epochs": 0, "warmup_epochs": 0,

@@ -96,6 +96,8 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where, key + ".")  # type: ignore[arg-type]
     if get_origin(kind) in (Union, types.UnionType):
+        if value is None:  # of a log; TOML has none
+            return None
         kind = next(option for option in get_args(kind) if option is not type(None))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -112,3 +114,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def defaults(kind: type[Any], prefix: str = "") -> dict[str, Any]:
+    """What a table of this kind has where nothing is said, flat, by dotted key."""
+    hints = get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[f.name]):
+            found |= defaults(hints[f.name], f"{prefix}{f.name}.")
+        elif f.default is not dataclasses.MISSING:
+            found[prefix + f.name] = f.default
+    return found

@@ -36,6 +36,8 @@ def test_plan_prints_what_is_shown(cli: Cli) -> None:
         "results/baseline-mnist-lstm.md",
         "results/baseline-ptb-lstm.md",
         "results/imagenet-sample.md",
+        "results/figures.md",
+        "results/figure1.md",
     ],
 )
 def test_links_lead_somewhere(page: str) -> None:

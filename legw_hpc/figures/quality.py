@@ -1,52 +1,75 @@
-"""Final quality against batch size, one line a scheme (the paper's Figure 1)."""
+"""Final quality against batch size or learning rate, one line a scheme (the paper's Figures 1 and 4 to 7)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # no display on a compute node
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from legw_hpc.places import Spread
 
 # Colour-blind safe (Okabe and Ito), LEGW first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
+AXES = {"batch": "global batch (samples)", "lr": "learning rate"}
+# From this ratio of the largest to the smallest value on, differences among the good ones need a logarithmic axis.
+WIDE = 3.0
+
+Point = tuple[float, Spread]
 
 
-def draw(rows: Sequence[dict[str, Any]], metric: str, path: Path, title: str) -> None:
-    """Write a PNG.
+@dataclass(frozen=True)
+class Line:
+    """One line: its places along the axis, and what the runs of each came to."""
+
+    label: str
+    points: Sequence[Point]
+
+
+def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, reference: tuple[str, float] | None = None) -> None:
+    """Write a PNG: means, with bars of one sample standard deviation where there are several seeds.
 
     Args:
-        rows: with scheme, batch, status and, where that is "done", metrics; a run that diverged is a
-            cross at the bottom.
-        metric: which of the metrics.
+        lines: a place of which all runs diverged is a cross at the bottom; one without runs is left out.
+        x: what is along the axis, a key of AXES.
+        metric: what the values are.
         path: where to.
         title: above the axes.
+        reference: label and height of a dashed line.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    floor = min((row["metrics"][metric] for row in rows if row["status"] == "done"), default=0.0)
-    schemes = list(dict.fromkeys(row["scheme"] for row in rows))
-    for i, scheme in enumerate(schemes):
-        mine = sorted((row for row in rows if row["scheme"] == scheme), key=lambda row: row["batch"])
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        drawn = [(row["batch"], row["metrics"][metric]) for row in mine if row["status"] == "done"]
-        axes.plot(*zip(*drawn, strict=True) if drawn else ([], []), color=colour, marker=marker, label=scheme, linewidth=1.8)
-        for row in mine:
-            if row["status"] != "done":
-                axes.plot(row["batch"], floor, color=colour, marker="x", markersize=9, markeredgewidth=2)
-                axes.annotate(
-                    "diverged", (row["batch"], floor), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=7
-                )
+    means = [spread.mean for line in lines for _, spread in line.points if spread.values]
+    means += [reference[1]] if reference else []
+    for i, line in enumerate(lines):
+        _line(axes, line, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], min(means, default=0.0))
+    if reference:
+        axes.axhline(reference[1], color="0.4", linestyle="--", linewidth=1.0, label=reference[0])
+    if means and min(means) > 0 and max(means) > WIDE * min(means):
+        axes.set_yscale("log")
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sorted({row["batch"] for row in rows})))
+    axes.xaxis.set_major_locator(FixedLocator(sorted({place for line in lines for place, _ in line.points})))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set(xlabel="global batch (samples)", ylabel=metric, title=title)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if x == "batch" else "{x:.3g}"))
+    axes.set(xlabel=AXES[x], ylabel=metric, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png")
     plt.close(figure)
+
+
+def _line(axes: Axes, line: Line, colour: str, marker: str, floor: float) -> None:
+    points = sorted(((x, spread) for x, spread in line.points), key=lambda point: point[0])
+    done = [(x, spread.mean, spread.deviation) for x, spread in points if spread.values]
+    xs, means, deviations = zip(*done, strict=True) if done else ((), (), ())
+    axes.errorbar(xs, means, deviations, color=colour, marker=marker, label=line.label, linewidth=1.8, capsize=3)
+    for x, spread in points:
+        if spread.diverged and not spread.values:
+            axes.plot(x, floor, color=colour, marker="x", markersize=9, markeredgewidth=2)
+            axes.annotate("diverged", (x, floor), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=7)

@@ -1,0 +1,66 @@
+"""A grid of runs of one recipe, from `key=value,value` words."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import Derived, derive, load
+
+SEEDS = "seeds"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        recipe: name or path.
+        overrides: key=value.
+        derived: what they come to.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    derived: Derived
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the same whichever grid the run is a cell of, so that none is trained twice."""
+        return self.derived.recipe.run_name()
+
+
+def cells(recipe: str, words: Sequence[str]) -> list[Cell]:
+    """The grid: every word whose value has commas is a dimension, the last one varies fastest.
+
+    Args:
+        recipe: name or path.
+        words: key=value or key=value,value,...; `seeds=N` is the recipe's seed and the N-1 after it.
+
+    Raises:
+        InputError: any cell that cannot be trained; nothing has run by then.
+    """
+    dimensions = []
+    for word in words:
+        key, equals, values = word.partition("=")
+        if key == "out":
+            raise InputError("a grid chooses the run folders itself: --to names the folder that holds them")
+        if key == SEEDS:
+            dimensions.append(_seeds(recipe, words, values))
+        elif not equals or values[:1] in ("[", '"', "'"):
+            dimensions.append([word])
+        else:
+            dimensions.append([f"{key}={value}" for value in values.split(",")])
+    grid = [Cell(recipe, chosen, derive(load(recipe, chosen))) for chosen in itertools.product(*dimensions)]
+    if len({cell.name for cell in grid}) < len(grid):
+        raise InputError(f"the grid has a cell twice: {' '.join(words)}")
+    return grid
+
+
+def _seeds(recipe: str, words: Sequence[str], count: str) -> list[str]:
+    if not (count.isdigit() and int(count) >= 1):
+        raise InputError(f"seeds={count}: how many, a whole number of at least 1")
+    first = load(recipe, [word for word in words if word.startswith("seed=")]).seed
+    return [f"seed={first + i}" for i in range(int(count))]

@@ -1,0 +1,126 @@
+"""Cells of a grid trained on this machine, each a process or ranks of its own, some side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from legw_hpc import errors
+from legw_hpc.data.files import make_folder
+from legw_hpc.errors import InputError
+from legw_hpc.grid import Cell
+from legw_hpc.launcher import local_ranks
+from legw_hpc.runlog import JOBS
+
+# A run that was told to stop has so long to write its checkpoint (assumed).
+STOP_SECONDS = 60.0
+POLL_SECONDS = 0.1
+
+
+def train(cells: Sequence[Cell], to: Path, ranks: int, jobs: int, ended: Callable[[Cell], None]) -> None:
+    """Train all cells; one that diverges is a result like others.
+
+    Args:
+        cells: TO/NAME are their run folders, TO/NAME/jobs/local.out what they print.
+        to: made if need be.
+        ranks: of each run.
+        jobs: runs at the same time; more than one have one rank and cores of their own each.
+        ended: told of each cell, in the order in which they end.
+
+    Raises:
+        InputError: a cell that cannot be trained; the others are stopped after a checkpoint.
+        Interrupted: told to stop; the runs have written checkpoints, and the same call goes on.
+    """
+    slots = _slots(ranks, jobs)
+    waiting, running = deque(cells), dict[subprocess.Popen[bytes], tuple[Cell, set[int]]]()
+    with _interruptible():
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    cell, cores = waiting.popleft(), slots.pop(0)
+                    running[_start(cell, to, ranks, cores)] = cell, cores
+                time.sleep(POLL_SECONDS)
+                for process in [process for process in running if process.poll() is not None]:
+                    cell, cores = running.pop(process)
+                    slots.append(cores)
+                    _check(cell, process.returncode, to)
+                    ended(cell)
+        except KeyboardInterrupt:
+            raise errors.Interrupted("stopped; the same command goes on from there") from None
+        finally:
+            _stop(list(running))
+
+
+def _slots(ranks: int, jobs: int) -> list[set[int]]:
+    """The cores of each run that may be there at the same time."""
+    cores = sorted(os.sched_getaffinity(0))
+    if ranks < 1 or jobs < 1:
+        raise InputError(f"--ranks {ranks} --jobs {jobs}: each must be at least 1")
+    if jobs > 1 and ranks > 1:
+        raise InputError(f"--jobs {jobs} --ranks {ranks}: runs side by side have one rank each")
+    if jobs > len(cores):
+        raise InputError(f"--jobs {jobs}: there are {len(cores)} cores here, and each run takes one at least")
+    share = len(cores) // jobs
+    return [set(cores[i * share : (i + 1) * share]) if jobs > 1 else set(cores) for i in range(jobs)]
+
+
+def _start(cell: Cell, to: Path, ranks: int, cores: set[int]) -> subprocess.Popen[bytes]:
+    command, environment = local_ranks(ranks) if ranks > 1 else ([], None)
+    command += [sys.executable, "-m", "legw_hpc", "train", cell.recipe, *cell.overrides, f"out={to / cell.name}"]
+    output = _output(cell, to)
+    make_folder(output.parent)
+    with output.open("ab") as file:
+        # A session of its own: the terminal's Ctrl-C reaches this process alone, which then tells the runs.
+        return subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )  # fmt: skip
+
+
+def _output(cell: Cell, to: Path) -> Path:
+    return to / cell.name / JOBS / "local.out"
+
+
+def _check(cell: Cell, code: int, to: Path) -> None:
+    if code == errors.EXIT_RESUME:
+        raise errors.Interrupted(f"cell {cell.name} was told to stop; the same command goes on from there")
+    if code not in (errors.EXIT_DONE, errors.EXIT_DIVERGED):
+        output = _output(cell, to)
+        said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith("legw-hpc: ")]
+        why = said[-1].removeprefix("legw-hpc: ") if said else f"see {output}"
+        raise InputError(f"cell {cell.name} ended with exit code {code}: {why}")
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let the runs write a checkpoint; launchers hand this signal on to their ranks."""
+    for process in processes:
+        process.send_signal(signal.SIGUSR1)
+    until = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process as Ctrl-C does, so that no run outlives it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,156 @@
+"""legw-hpc figures and keep: their options, and what they do with them.  Parsing imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    from legw_hpc.grid import Cell
+
+LOGS = "logs"  # in the folder of the pages: the kept logs
+INDEX = "figures.md"
+
+EXAMPLES = (
+    "  legw-hpc figures figure1 --quick --jobs 2       the whole path on the packaged sample\n"
+    "  legw-hpc figures figure2                        nothing to train\n"
+    "  legw-hpc figures figure1 mnist --jobs 2         what is missing of it is trained, one seed\n"
+    "  legw-hpc figures figure1 mnist --seeds 3        two seeds more\n"
+    "  legw-hpc figures figure1 ptb --commands         what is missing of it, a command a line\n"
+    "  legw-hpc figures --draw                         every page and drawing again; nothing is trained\n"
+    "A run is known by what its log says of its recipe: it is trained once, whichever figure asks for it, and one that was\n"
+    "trained otherwise counts once `legw-hpc keep` has copied its log to TO/logs."
+)
+KEEP_EXAMPLES = "  legw-hpc keep runs/first\n  legw-hpc keep runs/sweep/* --to results"
+
+
+def arguments(figures: argparse.ArgumentParser) -> None:
+    """The options besides ranks and jobs."""
+    figures.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help="figure1 ... figure7, table1, or an application: mnist, ptb, ptb-paper, cifar (default: all)",
+    )  # fmt: skip
+    figures.add_argument("--seeds", type=int, default=1, help="seeds of each run (default: 1); drawn is what there is")
+    figures.add_argument("--quick", action="store_true", help="the packaged sample in place of the paper's data")
+    figures.add_argument("--draw", action="store_true", help="run nothing: pages and drawings of what is finished")
+    figures.add_argument("--commands", action="store_true", help="run nothing: print the commands of what is missing")
+    figures.add_argument("--runs", type=Path, help="folder of the runs (default: runs/figures, with --quick runs/quick)")
+    figures.add_argument(
+        "--to", type=Path, help="folder of pages, drawings and kept logs (default: results, with --quick runs/quick)"
+    )
+
+
+def keep_arguments(keep: argparse.ArgumentParser) -> None:
+    keep.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or log of one")
+    keep.add_argument("--to", type=Path, default=Path("results"), help="their logs go to TO/logs (default: results)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train what is missing of the figures asked for, keep the logs, and write the pages.
+
+    Raises:
+        InputError: an unknown name, or a run that cannot be trained.
+        Interrupted: told to stop; the same command goes on.
+    """
+    from legw_hpc import records, sweep
+
+    names, applications = _chosen(options.names, options.quick)
+    runs = options.runs or Path("runs/quick" if options.quick else "runs/figures")
+    to = options.to or Path("runs/quick" if options.quick else "results")
+    if options.seeds < 1:
+        raise InputError(f"--seeds {options.seeds}: at least 1")
+    grid = _cells(names, applications, options.seeds)
+    if options.commands:
+        for cell in sweep.missing(grid, runs, to):
+            print(shlex.join(["legw-hpc", "train", cell.recipe, *cell.overrides, f"out={runs / cell.name}"]))
+        return
+    kept, done = records.Records(to), records.Records(runs)
+    for cell in grid:
+        if kept.of(cell.derived) is None and (ended := done.of(cell.derived)) is not None:
+            records.keep(ended, to / LOGS)
+    if not options.draw:
+        sweep.train_missing(
+            grid, runs, to, ranks=options.ranks, jobs=options.jobs, ended=lambda ended: records.keep(ended, to / LOGS)
+        )
+    _write(names, to, options.quick)
+
+
+def keep(options: argparse.Namespace) -> None:
+    """Copy the logs of runs to where figures find them.
+
+    Raises:
+        InputError: no run there, or one that has not ended.
+    """
+    from legw_hpc import records, runlog
+
+    for run in options.runs:
+        path = run / runlog.LOG if run.is_dir() else run
+        record = records.read(path) if path.is_file() else None
+        if record is None:
+            raise InputError(f"{path}: not the log of a run")
+        print(f"{run}: {records.keep(record, options.to / LOGS)}")
+
+
+def _chosen(words: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
+    """Figures and applications, in the paper's order; all of either if none is named."""
+    from legw_hpc.paper.studies import FIGURES, QUICK
+
+    known = {application: None for figure in FIGURES.values() for application in figure.studies if application != QUICK}
+    for word in words:
+        if word not in FIGURES and word not in known:
+            near = difflib.get_close_matches(word, [*FIGURES, *known], 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*FIGURES, *known])}"
+            raise InputError(f"unknown figure or application {word!r}: {hint}")
+    figures, applications = [w for w in FIGURES if w in words], [w for w in known if w in words]
+    if quick and applications:
+        raise InputError(f"--quick trains the packaged sample, not {applications[0]}")
+    return figures or list(FIGURES), [QUICK] if quick else applications or list(known)
+
+
+def _cells(names: Sequence[str], applications: Sequence[str], seeds: int) -> list[Cell]:
+    """The runs of all of them, each once."""
+    from legw_hpc.paper.studies import FIGURES
+
+    found = [
+        cell
+        for name in names
+        for application, study in FIGURES[name].studies.items()
+        if application in applications
+        for line in study.grid(application, seeds).values()
+        for cell in line
+    ]
+    return list({cell.name: cell for cell in found}.values())
+
+
+def _write(names: Sequence[str], to: Path, quick: bool) -> None:
+    """The pages, and the index of all figures."""
+    from legw_hpc.paper import pages
+    from legw_hpc.paper.studies import FIGURES
+    from legw_hpc.records import Records
+
+    make_folder(to)
+    records = Records(to)
+    rows = []
+    for name, figure in FIGURES.items():
+        studies = pages.studies(name, quick)
+        counts = {application: pages.count(pages.found(study, application, records)) for application, study in studies.items()}
+        if name in names and (any(done for done, _ in counts.values()) or name in pages.UNTRAINED):
+            with written_whole(to / f"{name}.md") as path:
+                path.write_text(pages.page(name, records, to, quick), encoding="utf-8")
+        state = ", ".join(f"{application} {done} of {of}" for application, (done, of) in counts.items()) or "nothing to train"
+        page = f"[{name}]({name}.md)" if (to / f"{name}.md").exists() else name
+        rows.append(f"| {page} | {figure.title.partition(': ')[2]} | {state} |")
+        if name in names:
+            print(f"{name}: {state}", flush=True)
+    head = "How many places of each figure have a finished run; commands and logs are in the pages."
+    text = ["# The paper's figures", "", head, "", "| page | what | finished |", "|---|---|---|", *rows]
+    with written_whole(to / INDEX) as path:
+        path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(f"pages and drawings: {to / INDEX}", flush=True)

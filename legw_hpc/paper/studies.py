@@ -1,0 +1,166 @@
+"""Which runs a figure is made of.  Data: a grid a series, as `legw-hpc sweep` takes it.
+
+Not in the paper, and assumed here: Adam has its own default rate of 0.001 at every batch, and the
+recipe's decay; the grids of learning rates (its ranges, in our losses' units, and as far again where
+its best end is not ours); what becomes of PTB's decay in 50 epochs (stretched: it then has the shape
+that it has in 13); what the learning rate does while L(x, g) is measured (LEGW, and LEGW without its
+warmup, which could otherwise be what makes the peak).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from legw_hpc.grid import Cell, cells
+
+# Application -> recipe; the sample is what --quick trains.
+RECIPES = {
+    "mnist": "mnist-lstm",
+    "ptb": "ptb-lstm",
+    "ptb-paper": "ptb-lstm-paper",
+    "cifar": "cifar10-resnet20",
+    "imagenet": "imagenet-resnet50",
+    "sample": "mnist-lstm-sample",
+}
+QUICK = "sample"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A figure on one application.
+
+    Attributes:
+        series: words of a grid, by the label of its line.
+        paper: what the paper gives: words, and a number to draw.
+        along: what the runs of a series differ in: "batch" or "lr".
+    """
+
+    series: Mapping[str, str]
+    paper: tuple[str, float] | None = None
+    along: str = "batch"
+
+    def grid(self, application: str, seeds: int = 1) -> dict[str, list[Cell]]:
+        """The cells of each series, the first seeds of each."""
+        return {label: cells(RECIPES[application], [*words.split(), f"seeds={seeds}"]) for label, words in self.series.items()}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, or Table 1.
+
+    Attributes:
+        title: of its page.
+        kind: how its studies are shown: "quality" or "curvature".
+        studies: by application.
+    """
+
+    title: str
+    studies: Mapping[str, Study] = field(default_factory=dict)
+    kind: str = "quality"
+
+
+MNIST = "batch=128,256,512,1024,2048,4096,8192"
+PTB = "batch=20,40,80,160,320,640"
+SAMPLE = "batch=32,128,512 epochs=3 fixed_warmup_epochs=1"
+TABLE_1 = "batch=1024,2048,4096,8192,16384,32768"
+
+AT_128 = ("paper, batch 128", 98.8)  # § 5.1.1
+AT_20 = ("paper, batch 20", 115.91)  # § 5.1.2
+
+ADAM = "solver=adam baseline.lr=0.001 scheme=none"
+LINEAR = "linear, fixed warmup"
+
+
+def _scaled(batches: str) -> dict[str, str]:
+    return {"LEGW": f"scheme=legw {batches}", LINEAR: f"scheme=linear {batches}"}
+
+
+def _adam(batches: str) -> dict[str, str]:
+    return {"LEGW": f"scheme=legw {batches}", "Adam": f"{ADAM} {batches}"}
+
+
+def _momentum(batches: str) -> dict[str, str]:
+    return {
+        "Adam": f"{ADAM} {batches}",
+        "same lr": f"scheme=none {batches}",
+        "linear": f"scheme=linear+none {batches}",
+        "linear, poly": f"scheme=linear+none decay=poly {batches}",
+        "linear, poly, warmup": f"scheme=linear decay=poly {batches}",
+    }
+
+
+def _tuned(batch: str, rates: str, more: str = "") -> dict[str, str]:
+    return {"LEGW": f"scheme=legw {batch} {more}", "tuned, no warmup": f"scheme=none {batch} lr={rates} {more}"}
+
+
+def _curvature(words: str) -> dict[str, str]:
+    return {scheme: f"{words} curvature_every=1 scheme={scheme}" for scheme in ("legw", "sqrt")}
+
+
+# The paper's 0.01 to 0.16 at batch 8,192, and as far again and half of it.
+MNIST_RATES = "0.01,0.02,0.04,0.08,0.16,0.32,0.64,1.28"
+# The paper's 0.1 to 1.6 at batch 640, of a loss that is summed over the 20 words of a window.
+PTB_RATES = "2,4,8,16,32"
+# PTB's decay with the shape that it has in 13 epochs: hold_epochs * 50 / 13, factor ** (13 / 50).
+STRETCHED = "epochs=50 decays.exponential.factor=0.83509 decays.exponential.hold_epochs="
+
+FIGURES = {
+    "figure1": Figure(
+        "Figure 1: final quality against batch size, LEGW beside linear scaling with 5 epochs of warmup",
+        {
+            "mnist": Study(_scaled(MNIST), AT_128),
+            "ptb": Study(_scaled(PTB), AT_20),
+            "ptb-paper": Study(_scaled(PTB), AT_20),
+            "sample": Study(_scaled(SAMPLE)),
+        },
+    ),
+    "figure2": Figure("Figure 2: learning rate against epoch for the batches of Table 1"),
+    "figure3": Figure(
+        "Figure 3: L(x, g), the local Lipschitz constant along the gradient, and where its peak lies",
+        {
+            "mnist": Study(_curvature(f"epochs=10 {MNIST}")),
+            "ptb": Study(_curvature(f"epochs=2 {PTB}")),
+            "sample": Study(_curvature("epochs=4 batch=64,128,256")),
+        },
+        kind="curvature",
+    ),
+    "figure4": Figure(
+        "Figure 4: Adam beside four ways to scale momentum",
+        {"mnist": Study(_momentum(MNIST)), "sample": Study(_momentum("batch=32,512 epochs=2 fixed_warmup_epochs=1"))},
+    ),
+    "figure5": Figure(
+        "Figure 5: Adam beside LEGW",
+        {
+            "mnist": Study(_adam(MNIST), AT_128),
+            "ptb": Study(_adam(PTB), AT_20),
+            "ptb-paper": Study(_adam(PTB), AT_20),
+            "sample": Study(_adam(SAMPLE)),
+        },
+    ),
+    "figure6": Figure(
+        "Figure 6: comprehensive tuning at the largest batch beside LEGW's derived learning rate",
+        {
+            "mnist": Study(_tuned("batch=8192", MNIST_RATES), along="lr"),
+            "ptb": Study(_tuned("batch=640", PTB_RATES), along="lr"),
+            "ptb-paper": Study(_tuned("batch=640", PTB_RATES), along="lr"),
+            "sample": Study(_tuned("batch=512", "0.05,0.1,0.2,0.4", "epochs=3"), along="lr"),
+        },
+    ),
+    "figure7": Figure(
+        "Figure 7: the same, trained until converged: MNIST for 100 epochs, PTB for 50",
+        {
+            "mnist": Study(_tuned("batch=8192", MNIST_RATES, "epochs=100"), along="lr"),
+            "ptb": Study(_tuned("batch=640", PTB_RATES, f"{STRETCHED}15.3846"), along="lr"),
+            "ptb-paper": Study(_tuned("batch=640", PTB_RATES, f"{STRETCHED}26.9231"), along="lr"),
+            "sample": Study(_tuned("batch=512", "0.1,0.2,0.4", "epochs=6"), along="lr"),
+        },
+    ),
+    "table1": Figure(
+        "Table 1: LEGW and LARS on a CNN, batches of 1 to 32 times the baseline's",
+        {
+            "cifar": Study({"LEGW": "batch=128,256,512,1024,2048,4096"}),
+            "sample": Study({"LEGW": f"solver=lars decay=poly baseline.lr=4.0 {SAMPLE}"}),
+        },
+    ),
+}

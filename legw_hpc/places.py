@@ -1,0 +1,96 @@
+"""A place of a table or a plot: the runs that differ in their seed alone, as one number with its spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from legw_hpc.grid import Cell
+from legw_hpc.recipe import Derived
+from legw_hpc.records import Record, Records, but_seed
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a metric came to over seeds.
+
+    Attributes:
+        values: of the runs that are done.
+        diverged: how many were not.
+    """
+
+    values: tuple[float, ...]
+    diverged: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Of the runs that are done; there is one at least."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation; 0 of one run, which shows none."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        """Such as "98.32 ± 0.12 (3)", the last being n; "1 of 3 diverged" is said."""
+        n, runs = len(self.values), len(self.values) + self.diverged
+        lost = ("diverged" if runs == 1 else f"{self.diverged} of {runs} diverged") if self.diverged else ""
+        if not n:
+            return lost or "missing"
+        shown = f"{self.mean:.2f}" if n == 1 else f"{self.mean:.2f} ± {self.deviation:.2f} ({n})"
+        return f"{shown}, {lost}" if lost else shown
+
+
+@dataclass(frozen=True)
+class Place:
+    """See the module's text.
+
+    Attributes:
+        derived: what its runs trained with, but for the seed.
+        records: of its finished runs.
+    """
+
+    derived: Derived
+    records: tuple[Record, ...]
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """The last lines of those that did not diverge."""
+        return [end for record in self.records if (end := record.end) is not None and end["status"] == "done"]
+
+    def spread(self, metric: str) -> Spread:
+        """A metric over the runs."""
+        return Spread(tuple(end["metrics"][metric] for end in self.done), len(self.records) - len(self.done))
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """The runs' mean."""
+        rates = [end["samples_per_s"] for end in self.done]
+        return statistics.fmean(rates) if rates else None
+
+
+def places(grid: Iterable[Cell], records: Records, every_seed: bool = False) -> list[Place]:
+    """The grid's places, in its order, each with those of its runs that are finished.
+
+    Args:
+        grid: the cells.
+        records: where their logs are.
+        every_seed: also runs whose seed the grid does not have.
+    """
+    by_place: dict[str, list[Cell]] = {}
+    for cell in grid:
+        by_place.setdefault(but_seed(cell.derived.recipe), []).append(cell)
+    made = []
+    for alike in by_place.values():
+        found = records.seeds(alike[0].derived)
+        seeds = sorted(found) if every_seed else [cell.derived.recipe.seed for cell in alike]
+        made.append(Place(alike[0].derived, tuple(found[seed] for seed in seeds if seed in found)))
+    return made
+
+
+def first_metric(places: Iterable[Place]) -> str:
+    """The metric that tables show: the first of any run that has one."""
+    return next((name for place in places for end in place.done for name in end["metrics"]), "quality")

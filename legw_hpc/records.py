@@ -1,0 +1,153 @@
+"""Runs that are on disk, found by what their log's start line says of the recipe, not by a file's name.
+
+A log counts wherever it lies below a folder: RUN/log.jsonl of a run folder, or the compact copy that
+`keep` makes of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from legw_hpc import runlog, strict
+from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import Derived, Recipe, derive
+
+# Of a log, what its run came to; the lines of single steps are by far the most.
+KEPT = ("start", "resume", "eval", "end")
+
+# The solver's own default: a recipe need not spell it out, and the first logs did not.
+MOMENTUM = {"solvers.momentum.momentum": 0.9}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run's log.
+
+    Attributes:
+        recipe: as it was trained.
+    """
+
+    path: Path
+    recipe: Recipe
+    lines: tuple[dict[str, Any], ...]
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """The result, of a run that has ended."""
+        return self.lines[-1] if self.lines[-1].get("event") == "end" else None
+
+    def finished(self, last: int) -> bool:
+        """Has it got to step `last`, or diverged on the way."""
+        return self.end is not None and (self.end["status"] == "diverged" or self.end.get("steps", 0) >= last)
+
+    def row(self, derived: Derived) -> dict[str, Any]:
+        """One result: what was trained, how it ended, and where, when and by what code.
+
+        Args:
+            derived: of the same run.
+        """
+        start, end = self.lines[0], self.end or {}
+        when = datetime.fromtimestamp(start["time"], timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        about = {"solver": self.recipe.solver, "seed": self.recipe.seed}
+        result = {key: value for key, value in end.items() if key not in ("event", "time", "steps")}
+        origin = {key: start.get(key) for key in ("command", "commit", "ranks")}
+        return derived.as_dict() | about | result | origin | {"started": when, "log": str(self.path)}
+
+    def curvature(self) -> tuple[list[int], list[float]]:
+        """The steps at which L(x, g) was measured, and its values."""
+        steps: list[int] = []
+        values: list[float] = []
+        for line in self.lines:
+            if line.get("event") == "curvature":
+                many = isinstance(line["step"], list)
+                steps += line["step"] if many else [line["step"]]
+                values += line["L"] if many else [line["L"]]
+        return steps, values
+
+
+class Records:
+    """All run logs below some folders; a folder that is not there has none.
+
+    Raises:
+        InputError: a log of a recipe that this version does not know.
+    """
+
+    def __init__(self, *folders: Path):
+        self._alike: dict[str, list[Record]] = {}
+        for path in sorted({path for folder in folders for path in folder.rglob("*.jsonl")}):
+            record = read(path)
+            if record is not None:
+                self._alike.setdefault(but_seed(record.recipe), []).append(record)
+
+    def seeds(self, derived: Derived) -> dict[int, Record]:
+        """The finished runs that differ from this one in their seed at most, by seed."""
+        alike = self._alike.get(but_seed(derived.recipe), [])
+        return {record.recipe.seed: record for record in reversed(alike) if record.finished(derived.last)}
+
+    def of(self, derived: Derived) -> Record | None:
+        """This run, if it is finished."""
+        return self.seeds(derived).get(derived.recipe.seed)
+
+
+def read(path: Path) -> Record | None:
+    """A run's log; None of another JSON-lines file."""
+    try:
+        lines = [line for line in runlog.parse(path.read_text(encoding="utf-8")) if isinstance(line, dict)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not lines or lines[0].get("event") != "start" or not isinstance(lines[0].get("recipe"), Mapping):
+        return None
+    recipe = strict.build(Recipe, lines[0]["recipe"], f"{path}: recipe")
+    return Record(path, recipe, tuple(lines))
+
+
+def keep(record: Record, folder: Path) -> Path:
+    """Copy the lines that results are made of to FOLDER/NAME.jsonl; the name is the run's own.
+
+    Of the folders that the run wrote to and read, the name alone is copied: where they were tells nothing.
+
+    Raises:
+        InputError: the run has not ended, or the folder cannot be written.
+    """
+    if not record.finished(derive(record.recipe).last):
+        raise InputError(f"{record.path}: this run has not ended; the command that began it goes on with it")
+    kept = [_placeless(line) for line in record.lines if line.get("event") in KEPT]
+    steps, values = record.curvature()
+    if steps:
+        rounded = [float(f"{value:.4g}") for value in values]
+        kept.insert(-1, {"event": "curvature", "step": steps, "L": rounded})
+    make_folder(folder)
+    path = folder / f"{record.recipe.run_name()}.jsonl"
+    with written_whole(path) as aside:
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return path
+
+
+def _placeless(line: dict[str, Any]) -> dict[str, Any]:
+    if line["event"] != "start":
+        return line
+    recipe = line["recipe"]
+    recipe = recipe | {"out": _name(recipe["out"]), "data": recipe["data"] | {"dir": _name(recipe["data"]["dir"])}}
+    words = [word.rpartition("=") for word in shlex.split(line.get("command") or "")]
+    command = shlex.join(f"{key}{equals}{_name(value)}" for key, equals, value in words)
+    return line | {"recipe": recipe} | ({"command": command} if words else {})
+
+
+def _name(path: str) -> str:
+    """The last part of an absolute path."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def but_seed(recipe: Recipe) -> str:
+    """What decides a run's result, but for its seed."""
+    spelled = dataclasses.replace(recipe, seed=0).spelled()
+    options = MOMENTUM if recipe.solver == "momentum" else {}
+    return json.dumps(options | spelled, sort_keys=True)

@@ -1,0 +1,33 @@
+"""What the command line takes and refuses, before anything is done."""
+
+from __future__ import annotations
+
+import pytest
+
+from legw_hpc.cli import parse
+
+# command line -> its overrides
+TAKEN = [
+    ("train mnist-lstm", []),
+    ("train mnist-lstm batch=64 lr=1", ["batch=64", "lr=1"]),
+    ("plan mnist-lstm --json batch=64 lr=1", ["batch=64", "lr=1"]),
+    ("plan mnist-lstm batch=64 --json lr=1", ["batch=64", "lr=1"]),
+    ("plan --json mnist-lstm batch=64", ["batch=64"]),
+    ("sweep mnist-lstm --ranks 2 batch=32,64 --to grid lr=1", ["batch=32,64", "lr=1"]),
+    ("submit --machine knl mnist-lstm --nodes 2 --set slurm.mpi=pmi2 batch=64", ["batch=64"]),
+    ("submit mnist-lstm batch=64 --machine knl --nodes 2 --dry-run lr=1", ["batch=64", "lr=1"]),
+]
+
+
+@pytest.mark.parametrize(("line", "overrides"), TAKEN)
+def test_overrides_stand_before_and_after_options(line: str, overrides: list[str]) -> None:
+    options = parse(line.split())
+    assert (options.recipe, options.overrides) == ("mnist-lstm", overrides)
+
+
+@pytest.mark.parametrize("line", ["plan mnist-lstm --jsn batch=64", "status --json runs/x", "doctor batch=64"])
+def test_what_a_command_does_not_know_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(line.split())
+    assert end.value.code == 2
+    assert "unrecognized arguments: " in capsys.readouterr().err

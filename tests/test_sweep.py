@@ -1,0 +1,337 @@
+"""Grids: what is a cell, what is finished, what stands in the table; and the logs that results are kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from legw_hpc import runlog
+from legw_hpc.errors import InputError
+from legw_hpc.grid import cells
+from legw_hpc.local_runs import _slots
+from legw_hpc.optim import SOLVERS
+from legw_hpc.places import Spread, places
+from legw_hpc.recipe import Derived, derive, load
+from legw_hpc.records import MOMENTUM, Records, keep, read
+from legw_hpc.sweep import markdown, missing
+from tests.conftest import Cli
+
+# --- cells ------------------------------------------------------------------------------------
+
+# words -> the values of the varied keys, in order
+GRIDS: dict[str, tuple[list[str], list[tuple[Any, ...]]]] = {
+    "the last varies fastest": (
+        ["batch=128,256", "scheme=legw,linear"],
+        [(128, "legw", 1), (128, "linear", 1), (256, "legw", 1), (256, "linear", 1)],
+    ),
+    "seeds from the recipe's on": (["seeds=3"], [(128, "legw", 1), (128, "legw", 2), (128, "legw", 3)]),
+    "seeds from a given one on": (["seed=5", "seeds=2"], [(128, "legw", 5), (128, "legw", 6)]),
+    "one seed": (["seeds=1"], [(128, "legw", 1)]),
+    "a list is one value": (["decay=multi-step", "decays.multi-step.milestones=[10,20]"], [(128, "legw", 1)]),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids(name: str) -> None:
+    words, expected = GRIDS[name]
+    recipes = [cell.derived.recipe for cell in cells("mnist-lstm", words)]
+    assert [(recipe.batch, recipe.scheme, recipe.seed) for recipe in recipes] == expected
+
+
+# words -> what the one line says
+BAD = [
+    (["seeds=0"], "seeds=0"),
+    (["seeds=2.5"], "seeds=2.5"),
+    (["seed=1,2", "seeds=2"], "seed"),
+    (["batch=128,128"], "twice"),
+    (["batch=128,256", "out=x"], "--to"),
+    (["batch=128,99999"], "99999"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=lambda value: str(value))
+def test_bad_grids(words: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        cells("mnist-lstm", words)
+
+
+def test_a_cell_has_one_folder_whichever_grid_it_is_of() -> None:
+    grids = (["batch=8192"], ["batch=128,8192"], ["scheme=linear,legw", "batch=8192"], ["threads=1", "batch=8192", "seeds=3"])
+    found = [{cell.name for cell in cells("mnist-lstm", words)} for words in grids]
+    assert set.intersection(*found) == found[0]
+
+
+# What makes another run, and what does not.
+SAME = ["threads=1", "micro_batch=16", "max_steps=3", "data.dir=elsewhere", "solvers.adam.beta1=0.5", "decays.poly.power=3"]
+OTHER = [
+    "seed=2", "epochs=24", "baseline.lr=0.2", "lr=0.1", "solvers.momentum.momentum=0.8", "curvature_every=1", "eval_every=5",
+]  # fmt: skip
+
+
+def test_a_name_tells_runs_apart() -> None:
+    name = load("mnist-lstm").run_name()
+    assert {load("mnist-lstm", [word]).run_name() for word in SAME} == {name}
+    others = [load("mnist-lstm", [word]).run_name() for word in OTHER]
+    assert len({name, *others}) == 1 + len(OTHER)
+
+
+# --- spread -----------------------------------------------------------------------------------
+
+SPREADS = [
+    (Spread((98.1,)), "98.10"),
+    (Spread((98.0, 98.2, 98.4)), "98.20 ± 0.20 (3)"),
+    (Spread((), 1), "diverged"),
+    (Spread((), 3), "3 of 3 diverged"),
+    (Spread((98.1,), 2), "98.10, 2 of 3 diverged"),
+    (Spread(()), "missing"),
+]
+
+
+@pytest.mark.parametrize(("spread", "text"), SPREADS)
+def test_spreads(spread: Spread, text: str) -> None:
+    assert str(spread) == text
+    if len(spread.values) > 1:
+        assert spread.deviation == pytest.approx(statistics.stdev(spread.values))
+
+
+# --- logs -------------------------------------------------------------------------------------
+
+
+def log(path: Path, words: list[str], accuracy: float | None, steps: int | None = None, **start: Any) -> Derived:
+    """A run's log, as the trainer writes it but for its numbers."""
+    derived = derive(load("mnist-lstm", words))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ended = {
+        "event": "end",
+        "time": 9.0,
+        "status": "done",
+        "metrics": {"accuracy": accuracy},
+        "samples_per_s": 10.0,
+        "seconds": 1,
+    }
+    if accuracy is None:
+        ended = {"event": "end", "time": 9.0, "status": "diverged", "message": "at step 3"}
+    lines = [
+        {"event": "start", "time": 1e9, "recipe": derived.recipe.as_dict(), "commit": "abc", "ranks": 2} | start,
+        {"event": "step", "step": 1, "loss": 2.3},
+        {"event": "curvature", "step": 1, "L": 0.123456},
+        {"event": "curvature", "step": 2, "L": 2.5},
+        {"event": "eval", "step": 1, "epoch": 1.0, "accuracy": 50.0},
+        ended | {"steps": derived.last if steps is None else steps},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return derived
+
+
+def test_a_log_is_found_by_its_recipe_whatever_it_is_called(tmp_path: Path) -> None:
+    derived = log(tmp_path / "deep" / "anything.jsonl", ["batch=512", "threads=1"], 98.0)
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n[2]\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    records = Records(tmp_path, tmp_path / "nowhere")
+    assert records.of(derive(load("mnist-lstm", ["batch=512"]))) is not None
+    assert records.of(derive(load("mnist-lstm", ["batch=512", "seed=2"]))) is None
+    assert records.of(derive(load("mnist-lstm", ["batch=512", "baseline.lr=0.2"]))) is None
+    assert list(records.seeds(derived)) == [1]
+
+
+def test_logs_of_older_versions_lack_keys(tmp_path: Path) -> None:
+    derived = log(tmp_path / "a.jsonl", ["batch=512"], 98.0)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    for key in ("options", "precision", "curvature_every", "input_threads", "stall_minutes"):
+        del lines[0]["recipe"][key]
+    del lines[0]["recipe"]["data"]["window"]
+    lines[0]["recipe"]["solvers"] = {}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Records(tmp_path).of(derived) is not None
+
+
+def test_the_momentum_that_older_logs_do_not_name_is_the_solvers() -> None:
+    import inspect
+
+    (value,) = MOMENTUM.values()
+    assert inspect.signature(SOLVERS["momentum"]).parameters["momentum"].default == value
+
+
+def test_a_log_of_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    log(tmp_path / "a.jsonl", [], 98.0, recipe={"name": "x", "from_the_future": 1})
+    with pytest.raises(InputError, match=r"a\.jsonl.*from_the_future"):
+        Records(tmp_path)
+
+
+@pytest.mark.parametrize(("accuracy", "steps", "ended"), [(98.0, None, True), (None, 3, True), (98.0, 3, False)])
+def test_what_counts_as_finished(accuracy: float | None, steps: int | None, ended: bool, tmp_path: Path) -> None:
+    log(tmp_path / "r" / "log.jsonl", ["batch=512"], accuracy, steps)
+    grid = cells("mnist-lstm", ["batch=512,1024"])
+    assert missing(grid, tmp_path) == grid[1 if ended else 0 :]
+
+
+def test_kept_logs_say_the_same_without_the_steps(tmp_path: Path) -> None:
+    derived = log(tmp_path / "r" / "log.jsonl", ["batch=512"], 98.0)
+    record = read(tmp_path / "r" / "log.jsonl")
+    assert record is not None
+    path = keep(record, tmp_path / "kept")
+    copy = read(path)
+    assert copy is not None
+    assert path.stem == load("mnist-lstm", ["batch=512"]).run_name()
+    assert "loss" not in path.read_text()
+    assert copy.row(derived) | {"log": ""} == record.row(derived) | {"log": ""}
+    assert copy.row(derived)["commit"] == "abc"
+    assert copy.row(derived)["started"] == "2001-09-09 01:46 UTC"
+    assert copy.curvature() == ([1, 2], [0.1235, 2.5])
+    assert keep(copy, tmp_path / "again").read_text() == path.read_text()
+
+
+def test_a_run_that_has_not_ended_is_not_kept(tmp_path: Path) -> None:
+    log(tmp_path / "log.jsonl", ["batch=512"], 98.0, steps=3)
+    record = read(tmp_path / "log.jsonl")
+    assert record is not None
+    with pytest.raises(InputError, match="has not ended"):
+        keep(record, tmp_path / "kept")
+
+
+def test_the_table_has_mean_and_spread_and_what_varies(tmp_path: Path) -> None:
+    words = ["batch=128,512", "solver=momentum,adam", "seeds=2"]
+    for i, cell in enumerate(cells("mnist-lstm", words)[:-1]):
+        log(tmp_path / f"{i}.jsonl", list(cell.overrides), None if i == 1 else 90.0 + i)
+    table = markdown(places(cells("mnist-lstm", words), Records(tmp_path))).splitlines()
+    assert table[0] == "| scheme | solver | batch | k | lr | warmup epochs | accuracy | samples/s |"
+    assert [[cell.strip() for cell in line.split("|")[2:8:1]] for line in table[2:]] == [
+        ["momentum", "128", "1", "0.1", "0.1", "90.00, 1 of 2 diverged"],
+        ["adam", "128", "1", "0.1", "0.1", "92.50 ± 0.71 (2)"],
+        ["momentum", "512", "4", "0.2", "0.4", "94.50 ± 0.71 (2)"],
+        ["adam", "512", "4", "0.2", "0.4", "96.00"],
+    ]
+    every = places(cells("mnist-lstm", ["batch=128"]), Records(tmp_path), every_seed=True)
+    assert len(every[0].records) == 2
+
+
+# --- as a command -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grid(arguments: list[str]) -> list[str]:
+    return ["sweep", *(word for word in arguments if not word.startswith(("batch", "epochs"))), "epochs=6"]
+
+
+def logs(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("log.jsonl")}
+
+
+def test_a_sweep_skips_what_is_finished(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    words = [*grid, "batch=32,96", "scheme=legw,linear", "--to", "s"]
+    first = cli(*words)
+    assert first.returncode == 0, first.stderr
+    table = (tmp_path / "s" / "table.md").read_text()
+    assert len(table.splitlines()) == 2 + 4
+    assert (tmp_path / "s" / "quality.png").read_bytes()[:4] == b"\x89PNG"
+    rows = [json.loads(line) for line in (tmp_path / "s" / "results.jsonl").read_text().splitlines()]
+    assert [(row["batch"], row["scheme"], row["status"]) for row in rows] == [
+        (32, "legw", "done"), (32, "linear", "done"), (96, "legw", "done"), (96, "linear", "done"),
+    ]  # fmt: skip
+    assert all(row["metrics"]["accuracy"] > 0 and row["command"].startswith("legw-hpc train mnist-lstm") for row in rows)
+    before = logs(tmp_path / "s")
+    assert len(before) == 4
+    assert table in cli(*words).stdout
+    # Another grid with some of the same cells, side by side, and three seeds of one.
+    shutil.rmtree(next(path.parent for path in before if "linear-b96" in str(path)))
+    more = cli(
+        *grid,
+        "batch=96",
+        "scheme=legw,linear",
+        "seeds=2",
+        "--to",
+        "s",
+        "--jobs",
+        "2" if len(os.sched_getaffinity(0)) > 1 else "1",
+    )
+    assert more.returncode == 0, more.stderr
+    after = logs(tmp_path / "s")
+    assert len(after) == 6
+    assert before.items() - after.items() == {item for item in before.items() if "linear-b96" in str(item[0])}
+    assert "(2)" in (tmp_path / "s" / "table.md").read_text()
+
+
+def test_a_sweep_shows_its_own_cells_alone(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    assert cli(*grid, "batch=96", "max_steps=2", "--to", "s").returncode == 0
+    assert cli(*grid, "batch=96", "max_steps=2", "baseline.lr=0.9", "--to", "s").returncode == 0
+    (row,) = (tmp_path / "s" / "results.jsonl").read_text().splitlines()
+    assert json.loads(row)["lr"] == pytest.approx(0.9 * (96 / 128) ** 0.5)
+    assert len(logs(tmp_path / "s")) == 2
+
+
+def test_a_diverged_cell_does_not_stop_a_sweep(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    done = cli(*grid, "batch=96", "lr=1e30,0.1", "--to", "s")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "s" / "table.md").read_text()
+    assert table.count("diverged") == 1
+    assert json.dumps(0.1) in table
+
+
+def test_a_drawing_runs_nothing(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    done = cli(*grid, "batch=32,96", "--to", "s", "--draw")
+    assert (done.returncode, done.stdout) == (0, "0 of 2 cells are finished\n")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_machine_gets_what_is_missing(cli: Cli, tmp_path: Path) -> None:
+    log(tmp_path / "s" / "r" / "log.jsonl", ["batch=1024"], 98.0)
+    words = ["sweep", "mnist-lstm", "batch=1024,2048", "seeds=2", "--to", "s", "--machine", "skylake"]
+    assert "--nodes" in cli(*words).stderr
+    done = cli(*words, "--nodes", "4", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    tasks = [line for line in done.stdout.splitlines() if "set -- mnist-lstm" in line]
+    assert [[word for word in line.split() if word.startswith(("batch", "seed"))] for line in tasks] == [
+        ["batch=1024", "seed=2"], ["batch=2048", "seed=1"], ["batch=2048", "seed=2"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ranks", "jobs", "said"), [(2, 2, "one rank each"), (1, 0, "at least 1"), (1, 10000, "--jobs 10000"), (0, 1, "at least 1")]
+)
+def test_bad_layouts(ranks: int, jobs: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        _slots(ranks, jobs)
+
+
+def test_runs_side_by_side_have_cores_of_their_own() -> None:
+    cores = os.sched_getaffinity(0)
+    assert _slots(4, 1) == [cores]
+    for jobs in range(2, len(cores) + 1):
+        slots = _slots(1, jobs)
+        assert len(slots) == jobs
+        assert len(set.union(*slots)) == sum(map(len, slots))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_sweep_that_is_told_to_stop_leaves_checkpoints_and_no_process(grid: list[str], tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "legw_hpc", *grid, "batch=96", "seeds=2", "epochs=4000", "--to", "s", "--jobs", "2"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(900):
+            if sum(any(line["event"] == "eval" for line in runlog.read(path.parent)) for path in logs(tmp_path)) == 2:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert (process.returncode, said) == (85, "legw-hpc: stopped; the same command goes on from there\n")
+    assert len(list(tmp_path.glob("s/*/checkpoints/*.pt"))) == 2
+    assert not [entry for entry in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _words(entry)]
+
+
+def _words(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
