@@ -79,10 +79,12 @@ def _start(cell: Cell, to: Path, ranks: int, cores: set[int]) -> subprocess.Pope
     make_folder(output.parent)
     with output.open("ab") as file:
         # A session of its own: the terminal's Ctrl-C reaches this process alone, which then tells the runs.
-        return subprocess.Popen(
-            command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
+        process = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    # From outside, before it has other threads: code between fork and exec (preexec_fn) can hang beside torch's.
+    os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def _output(cell: Cell, to: Path) -> Path:
