@@ -113,8 +113,8 @@ def test_a_page_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     assert "2 of 14 have been run" in text
     assert "## ptb\n\nNot run: 0 of 12." in text
     assert text.count("[log](logs/") == 4
-    assert "| LEGW | 256 | 0.1414 | 0.2 | 1 | 93.00 | 1.5 | 2 | `abc` | 2001-09-09 01:46 UTC |" in text
-    assert "`legw-hpc train mnist-lstm batch=128 seed=3`" in text.replace("mnist-lstm seed=3", "mnist-lstm batch=128 seed=3")
+    assert "| LEGW | 256 | 0.1414 | 0.4 | 1 | 93.00 | 1.5 | 2 | `abc` | 2001-09-09 01:46 UTC |" in text
+    assert "`legw-hpc train mnist-lstm precision=bf16 seed=3`" in text
     assert (tmp_path / "figure1-mnist.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "figure1-ptb.png").exists()
 
@@ -166,7 +166,7 @@ def test_commands_of_what_is_missing(cli: Cli, tmp_path: Path) -> None:
     lines = cli(*words).stdout.splitlines()
     assert len(lines) == 20
     assert lines[0] == (
-        "legw-hpc train mnist-lstm scheme=legw batch=256 seed=1 out=runs/figures/mnist-lstm-momentum-legw-b256-s1-"
+        "legw-hpc train mnist-lstm scheme=legw precision=bf16 batch=256 seed=1 out=runs/figures/mnist-lstm-momentum-legw-b256-s1-"
         + lines[0][-8:]
     )
     assert cli("keep", "nowhere").returncode == 2
