@@ -2,6 +2,7 @@
 # make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
 # make test     ... and run all checks and tests
 # make test-slurm     the job scripts on a SLURM that answers here
+# make faults   200 faults, each followed by a resume: about 40 minutes, results/faults.md
 # make results  draw every page of results/ again from the logs kept there; nothing is trained
 # make bench    ... and run the quick set of benchmarks, about 5 minutes; make bench-check: is any slower than recorded?
 # GPUs: make HOROVOD_GPU_OPERATIONS=NCCL      another torch: make TORCH=torch==X.Y.Z
@@ -11,7 +12,7 @@ export VENV ?= $(CURDIR)/.venv
 export TORCH HOROVOD_GPU_OPERATIONS LEGW_CACHE
 BIN = $(VENV)/bin
 
-.PHONY: setup demo results test test-slurm lint bench bench-check peers clean
+.PHONY: setup demo results test test-slurm faults lint bench bench-check peers clean
 
 setup:
 	@$(PYTHON) .setup/install.py
@@ -32,6 +33,9 @@ test: lint
 
 test-slurm: setup
 	@"$(BIN)/pytest" -c .pytest.ini --rootdir . tests/cluster
+
+faults: setup
+	@"$(BIN)/python" -m tests.faults
 
 # What we are measured beside; a peer that is not there is left out of the tables.
 PIP = "$(BIN)/pip" install -q --disable-pip-version-check -c "$(VENV)/constraints.txt"

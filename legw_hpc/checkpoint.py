@@ -29,7 +29,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write the checkpoint of a step and remove all but the newest `keep`.
 
     Args:
-        folder: RUN/checkpoints; made if need be.
+        folder: RUN/checkpoints; made if need be, RUN is not: one that is gone was removed during the run.
         step: optimizer steps done.
         state: tensors and plain values.
         keep: at least 1.
@@ -37,7 +37,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     Raises:
         InputError: the folder cannot be written; the earlier checkpoints stay.
     """
-    make_folder(folder)
+    make_folder(folder, parents=False)
     buffer = io.BytesIO()
     torch.save({"version": VERSION, "step": step, **state}, buffer)
     data = buffer.getbuffer()

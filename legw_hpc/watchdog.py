@@ -100,7 +100,7 @@ class _Watch:
         frame = next(self._frames(), None)
         where = "?" if frame is None else f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}"
         with contextlib.suppress(Exception):  # what cannot be written is taken for stopped, and told as such
-            make_folder(self.folder)
+            make_folder(self.folder, parents=False)
             with written_whole(self.folder / f"{self.comm.rank}.json") as path:
                 path.write_text(json.dumps({"waits": waits, "where": where}))
 

@@ -42,14 +42,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, and see that it can be written.
+def make_folder(folder: Path, parents: bool = True) -> None:
+    """Make a folder, and see that it can be written.
+
+    Args:
+        folder: may be there.
+        parents: made as well; False where their absence means that somebody has removed them.
 
     Raises:
         InputError: it cannot be made or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):

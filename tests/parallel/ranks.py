@@ -74,6 +74,21 @@ def launch(ranks: int, words: list[str], timeout: float = 120, cwd: Path = ROOT)
     return process.returncode, said
 
 
+def ranks_of(out: Path) -> list[int]:
+    """Process numbers of the ranks that train into a folder, rank 0 first."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            values = [v.split("=", 1) for v in (entry / "environ").read_text(errors="replace").split("\0") if "=" in v]
+        except OSError:
+            continue
+        launch = launched(dict(values))  # type: ignore[arg-type]
+        if f"out={out}".encode() in words and b"legw_hpc" in words and "-np" not in words[:3] and launch.size > 1:
+            found[launch.rank] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
 def main() -> None:
     """One rank: call the function, leave the answer in OUT/RANK.json."""
     function, out, arguments = sys.argv[1:]

@@ -19,10 +19,10 @@ import pytest
 from legw_hpc import runlog
 from legw_hpc.data.sources import images
 from legw_hpc.errors import EXIT_STALLED
-from legw_hpc.launcher import launched, local_ranks
+from legw_hpc.launcher import local_ranks
 from legw_hpc.watchdog import report
 from tests import test_images
-from tests.parallel.ranks import ROOT, launch, needs_mpi
+from tests.parallel.ranks import ROOT, launch, needs_mpi, ranks_of
 
 pytestmark = needs_mpi
 TRAIN = [sys.executable, "-m", "legw_hpc", "train"]
@@ -56,21 +56,6 @@ def training(arguments: list[str], tmp_path: Path) -> Iterator[tuple[subprocess.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=30)
-
-
-def ranks_of(out: Path) -> list[int]:
-    """Process numbers of the ranks that train into a folder, rank 0 first."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            values = [v.split("=", 1) for v in (entry / "environ").read_text(errors="replace").split("\0") if "=" in v]
-        except OSError:
-            continue
-        launch = launched(dict(values))  # type: ignore[arg-type]
-        if f"out={out}".encode() in words and b"legw_hpc" in words and "-np" not in words[:3] and launch.size > 1:
-            found[launch.rank] = int(entry.name)
-    return [found[rank] for rank in sorted(found)]
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step(training: tuple[subprocess.Popen[str], Path]) -> None:

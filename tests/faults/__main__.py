@@ -1,0 +1,60 @@
+"""python -m tests.faults: the whole campaign (make faults); its table goes to results/faults.md."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from random import Random
+
+from legw_hpc import runlog
+from tests.faults.campaign import campaign, faults, table
+from tests.faults.kinds import KINDS
+from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS
+
+FAULTS_A_LIFE = 6
+RANKS = (2, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--faults", type=int, default=204, help="how many (default: 204)")
+    parser.add_argument("--seed", type=int, default=1, help="of what is drawn (default: 1)")
+    parser.add_argument("--to", type=Path, default=Path("results/faults.md"), help="default: results/faults.md")
+    options = parser.parse_args()
+    random = Random(options.seed)
+    kinds = list(itertools.islice(itertools.cycle(KINDS), options.faults))
+    random.shuffle(kinds)
+    subjects = itertools.cycle(itertools.product(SUBJECTS, RANKS))
+    lives = []
+    for start in range(0, len(kinds), FAULTS_A_LIFE):
+        name, ranks = next(subjects)
+        lives.append((name, ranks, kinds[start : start + FAULTS_A_LIFE]))
+    started = time.monotonic()
+    tallies, left_out = campaign(lives, random, lambda line: print(line, flush=True))
+    minutes = (time.monotonic() - started) / 60
+    when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    applications = ", ".join(f"`{subject.name}`" for subject in SUBJECTS.values())
+    command = f"python -m tests.faults --faults {options.faults} --seed {options.seed}"
+    where = f"{len(os.sched_getaffinity(0))} cores (4 ranks: oversubscribed)"
+    text = f"""# Faults, and what came of them
+
+Each fault is injected into training at a random step and followed by the same command again. After {FAULTS_A_LIFE} of them the run
+must have ended with the weights, the optimizer's state and the carried state of an undisturbed run, to the bit. The
+applications are {applications}, small, on {RANKS[0]} and {RANKS[1]} ranks,
+with a checkpoint every {CHECKPOINT_STEPS} steps; a rank that stops is told after {STALL_SECONDS:g} s.
+
+{table(tallies, left_out)}
+`make faults` (`{command}`), {when}, commit {runlog.commit()}, {where}, {minutes:.0f} minutes.
+"""
+    options.to.write_text(text)
+    print(f"\n{text}", flush=True)
+    if found := faults(tallies):
+        raise SystemExit("\n\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

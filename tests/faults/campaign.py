@@ -1,0 +1,227 @@
+"""Faults injected into training, each followed by a resume; the weights at the end must be those of an undisturbed run.
+
+A life is one run of one subject on so many ranks, from its first step to its last, with a fault in each part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import torch
+
+from legw_hpc.errors import EXIT_DONE, EXIT_INPUT
+from tests.faults.job import END_SECONDS, Hang, Job
+from tests.faults.kinds import KINDS, MOUNTED, Fault
+from tests.faults.subjects import STALL_SECONDS, SUBJECTS, Subject
+
+START_SECONDS = 120.0  # to a step, and to the end of a run that nothing disturbs
+DISK_BYTES = 64 << 20
+
+
+@dataclass
+class Tally:
+    """What came of the faults of one kind.
+
+    Attributes:
+        tried: injected.
+        missed: the run had ended before.
+        survived: the run went on and ended with the right weights.
+        lost: steps that had to be done again, of each.
+        seconds: from each fault to the end of all ranks.
+        wrong, hung: what should not have been, in words.
+    """
+
+    tried: int = 0
+    missed: int = 0
+    survived: int = 0
+    lost: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    hung: list[str] = field(default_factory=list)
+
+
+Tallies = dict[str, Tally]
+
+
+def campaign(
+    lives: Sequence[tuple[str, int, Sequence[str]]], random: Random, told: Callable[[str], None] = print
+) -> tuple[Tallies, list[str]]:
+    """Live them all.
+
+    Args:
+        lives: subject, ranks and the kinds of its faults in their order.
+        random: draws steps, ranks, bits.
+        told: of each life.
+
+    Returns:
+        Tallies by kind, and the kinds that could not be tried here.
+    """
+    tallies = {kind: Tally() for kind in KINDS}
+    left_out: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="legw-faults-") as top:
+        references: dict[tuple[str, int], str] = {}
+        for number, (name, ranks, kinds) in enumerate(lives):
+            subject, place = SUBJECTS[name], Path(top) / f"life{number}"
+            if (name, ranks) not in references:
+                references[name, ranks] = _undisturbed(subject, ranks, Path(top) / f"{name}-{ranks}")
+            with _file_system(place, any(kind in MOUNTED for kind in kinds)) as mounted:
+                possible = [kind for kind in kinds if mounted or kind not in MOUNTED]
+                left_out |= set(kinds) - set(possible)
+                subject.make_data(place / "data")
+                started = time.monotonic()
+                _live(subject, ranks, place, possible, references[name, ranks], random, tallies)
+            told(f"[{number + 1}/{len(lives)}] {name}, {ranks} ranks, {len(possible)} faults: {time.monotonic() - started:.0f} s")
+    return tallies, sorted(left_out)
+
+
+def _undisturbed(subject: Subject, ranks: int, place: Path) -> str:
+    place.mkdir()
+    subject.make_data(place / "data")
+    job = Job(ranks, subject.words, place)
+    try:
+        code = job.ended(START_SECONDS)
+        assert code == EXIT_DONE, job.said()
+        return weights(job)
+    finally:
+        job.clear()
+
+
+def weights(job: Job) -> str:
+    """A digest of all that a run's last checkpoint holds of model, optimizer and carried state."""
+    state = torch.load(job.newest(), weights_only=True)
+    digest = hashlib.sha256(str(state["step"]).encode())
+    for name in ("model", "optimizer", "carried"):
+        for tensor in _tensors(state[name]):
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from _tensors(value[key])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+
+
+def _live(
+    subject: Subject, ranks: int, place: Path, kinds: Sequence[str], reference: str, random: Random, tallies: Tallies
+) -> None:
+    struck: list[str] = []
+    job = Job(ranks, subject.words, place)
+    try:
+        for i, kind in enumerate(kinds):
+            tally = tallies[kind]
+            begin, end = (round(subject.steps * (part + 0.2) / (len(kinds) + 0.5)) for part in (i, i + 1))
+            if not job.reaches(random.randrange(max(begin, 1), max(end, 2)), START_SECONDS):
+                tally.missed += 1
+                continue
+            tally.tried += 1
+            try:
+                job = _struck(job, subject, ranks, place, KINDS[kind], random, tally)
+                struck.append(kind)
+            except Hang as error:
+                tally.hung.append(str(error))
+                job.clear()
+                job = Job(ranks, subject.words, place)
+            except AssertionError as error:
+                tally.wrong.append(f"{subject.name}, {ranks} ranks: {error}")
+                job.clear()
+                return
+        code = job.ended(START_SECONDS)  # of what is left of the run
+        same = code == EXIT_DONE and weights(job) == reference
+        for kind in struck:
+            tallies[kind].survived += same
+        if not same:
+            why = f"{subject.name}, {ranks} ranks, after {', '.join(struck)}: "
+            tallies[kinds[-1]].wrong.append(
+                why + ("other weights" if code == EXIT_DONE else f"ended with {code}: {job.said()[-1500:]}")
+            )
+    except Hang as error:
+        tallies[kinds[-1]].hung.append(str(error))
+    finally:
+        job.clear()
+
+
+def _struck(job: Job, subject: Subject, ranks: int, place: Path, fault: Fault, random: Random, tally: Tally) -> Job:
+    """The job that goes on after a fault."""
+    fault.strike(job, random)
+    struck = time.monotonic()
+    code = job.ended(END_SECONDS + STALL_SECONDS)
+    tally.seconds.append(time.monotonic() - struck)
+    assert code in fault.ends if fault.ends else code != EXIT_DONE, f"ended with {code}, not {fault.ends}: {job.said()[-1500:]}"
+    assert fault.said in job.said(), f"it did not say {fault.said!r}: {job.said()[-1500:]}"
+    with fault.damaged(job, random):
+        before = job.step()
+        if fault.refused:
+            refused = Job(ranks, subject.words, place)
+            assert refused.ended(START_SECONDS) == EXIT_INPUT, f"not refused: {refused.said()[-1500:]}"
+            assert fault.refused in refused.said(), f"{fault.refused!r} is not named: {refused.said()[-1500:]}"
+        else:
+            job = _again(subject, ranks, place)
+    if fault.refused:
+        job = _again(subject, ranks, place)
+    assert fault.told in job.said(), f"it did not say {fault.told!r}: {job.said()[-1500:]}"
+    tally.lost.append(before - job.resumed())
+    return job
+
+
+def _again(subject: Subject, ranks: int, place: Path) -> Job:
+    """The same command, seen to go on."""
+    job = Job(ranks, subject.words, place)
+    until = time.monotonic() + START_SECONDS
+    while job.runs() and job.resumed() < 0:
+        if time.monotonic() > until:
+            raise Hang(f"no start after a fault within {START_SECONDS:g} s:\n{job.said()[-2000:]}")
+        time.sleep(0.01)
+    return job
+
+
+@contextmanager
+def _file_system(place: Path, wanted: bool) -> Iterator[bool]:
+    """A folder, of a small file system in memory if that is wanted and allowed; whether it is."""
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "legw-faults", str(place)]
+    mounted = wanted and shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def table(tallies: Tallies, left_out: Sequence[str]) -> str:
+    """What came of it, as markdown."""
+    lines = [
+        "| fault | tried | survived | steps lost, median (most) | seconds to the end of all ranks, median (most) |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for kind, tally in tallies.items():
+        if tally.tried:
+            lost = f"{statistics.median(tally.lost):g} ({max(tally.lost)})" if tally.lost else ""
+            seconds = f"{statistics.median(tally.seconds):.1f} ({max(tally.seconds):.1f})" if tally.seconds else ""
+            lines.append(f"| {kind} | {tally.tried} | {tally.survived} | {lost} | {seconds} |")
+    every = tallies.values()
+    tried, survived = sum(t.tried for t in every), sum(t.survived for t in every)
+    hung, wrong = sum(len(t.hung) for t in every), sum(len(t.wrong) for t in every)
+    lines += ["", f"{tried} faults tried, {survived} survived, {hung} hangs, {wrong} wrong results."]
+    lines += [f"Not tried here: {', '.join(left_out)}."] if left_out else []
+    return "\n".join(lines) + "\n"
+
+
+def faults(tallies: Tallies) -> list[str]:
+    """All that should not have been."""
+    return [f"{kind}: {text}" for kind, tally in tallies.items() for text in [*tally.wrong, *tally.hung]]

@@ -1,0 +1,30 @@
+"""A short campaign: each kind of fault twice, three applications, 2 and 4 ranks."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.faults.campaign import campaign, faults, table
+from tests.faults.kinds import KINDS
+from tests.parallel.ranks import needs_mpi
+
+pytestmark = needs_mpi
+
+FIRST, SECOND = list(KINDS)[::2], list(KINDS)[1::2]
+LIVES = {
+    "mnist, 2 ranks": ("mnist", 2, FIRST),
+    "ptb, 2 ranks": ("ptb", 2, SECOND),
+    "resnet, 2 ranks": ("resnet", 2, FIRST),
+    "ptb, 4 ranks": ("ptb", 4, SECOND),
+}
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_a_run_survives_faults_to_the_bit(name: str) -> None:
+    pytest.importorskip("horovod")
+    tallies, left_out = campaign([LIVES[name]], Random(name), lambda line: None)
+    assert not faults(tallies), "\n\n".join(faults(tallies))
+    tried = sum(tally.tried for tally in tallies.values())
+    assert tried == len(LIVES[name][2]) - len(left_out), table(tallies, left_out)
