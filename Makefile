@@ -3,6 +3,7 @@
 # make test     ... and run all checks and tests
 # make test-slurm     the job scripts on a SLURM that answers here
 # make faults   200 faults, each followed by a resume: about 40 minutes, results/faults.md
+# make fuzz     the readers of files under a fuzzer, a million inputs: results/fuzz.md
 # make results  draw every page of results/ again from the logs kept there; nothing is trained
 # make bench    ... and run the quick set of benchmarks, about 5 minutes; make bench-check: is any slower than recorded?
 # GPUs: make HOROVOD_GPU_OPERATIONS=NCCL      another torch: make TORCH=torch==X.Y.Z
@@ -12,7 +13,7 @@ export VENV ?= $(CURDIR)/.venv
 export TORCH HOROVOD_GPU_OPERATIONS LEGW_CACHE
 BIN = $(VENV)/bin
 
-.PHONY: setup demo results test test-slurm faults lint bench bench-check peers clean
+.PHONY: setup demo results test test-slurm faults fuzz lint bench bench-check peers clean
 
 setup:
 	@$(PYTHON) .setup/install.py
@@ -36,6 +37,10 @@ test-slurm: setup
 
 faults: setup
 	@"$(BIN)/python" -m tests.faults
+
+fuzz: setup
+	@"$(BIN)/pip" install -q --disable-pip-version-check -c "$(VENV)/constraints.txt" atheris
+	@"$(BIN)/python" -m tests.fuzz
 
 # What we are measured beside; a peer that is not there is left out of the tables.
 PIP = "$(BIN)/pip" install -q --disable-pip-version-check -c "$(VENV)/constraints.txt"

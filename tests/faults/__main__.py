@@ -42,7 +42,7 @@ def main() -> None:
     where = f"{len(os.sched_getaffinity(0))} cores (4 ranks: oversubscribed)"
     text = f"""# Faults, and what came of them
 
-Each fault comes at a random step of a training, which is then started again with the same command. After {FAULTS_A_LIFE} faults the run
+Each fault comes at a random step of a training, which is then started again with the same command. After {FAULTS_A_LIFE} the run
 must have ended with the weights, the optimizer's state and the carried state of an undisturbed run, to the bit. The
 applications are {applications}, small, on {RANKS[0]} and {RANKS[1]} ranks,
 with a checkpoint every {CHECKPOINT_STEPS} steps; a rank that stops is told after {STALL_SECONDS:g} s.

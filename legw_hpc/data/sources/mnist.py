@@ -41,6 +41,8 @@ MD5 = {
     "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
 }
 IDX_UINT8 = 0x08
+# Of a file, decompressed (assumed): the largest of MNIST has 47 MB, and a small .gz can stand for a memory full.
+MOST_BYTES = 1 << 28
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -50,15 +52,19 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     big-endian integer, the elements.
 
     Raises:
-        InputError: missing, not IDX, not of bytes, or not as long as its header says.
+        InputError: missing, not IDX, not of bytes, of more than MOST_BYTES, or not as long as its header says.
     """
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with open(path, "rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            data = (gzip.GzipFile(fileobj=raw) if packed else raw).read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: not found") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read or decompressed: {error}") from None
+    if len(data) > MOST_BYTES:
+        raise InputError(f"{path}: more than {MOST_BYTES} bytes, which no file of MNIST has")
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != IDX_UINT8 or not 1 <= data[3] <= 4:
         raise InputError(f"{path}: wrong magic {data[:4].hex() or '(empty file)'}, expected 000008 and 1 to 4 dimensions")
     header = 4 + 4 * data[3]
