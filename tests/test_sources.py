@@ -48,6 +48,10 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "empty": (lambda s: (s / TRAIN).write_bytes(b""), [TRAIN, "empty file"]),
     "wrong magic": (lambda s: (s / TRAIN).write_bytes(b"\x89PNG" + bytes(100)), [TRAIN, "magic", "89504e47"]),
     "wrong element type": (lambda s: (s / TRAIN).write_bytes(idx(np.zeros((12, 28, 28)), 0x0D)), [TRAIN, "magic"]),
+    "no elements": (
+        lambda s: (s / TRAIN).write_bytes(b"\0\0\x08\x04" + bytes([0, 1, 0, 0] * 2 + [0] * 4 + [1, 0, 3, 3])),
+        [TRAIN, "0"],
+    ),
     "header cut": (lambda s: (s / TRAIN).write_bytes(b"\0\0\x08\x03\0\0"), [TRAIN, "6 bytes", "16"]),
     "truncated": (lambda s: (s / TRAIN).write_bytes((s / TRAIN).read_bytes()[:-1]), [TRAIN, "9407", "9408"]),
     "too long": (lambda s: (s / TRAIN).write_bytes((s / TRAIN).read_bytes() + b"x"), [TRAIN, "9409", "9408"]),

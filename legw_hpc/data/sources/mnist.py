@@ -73,6 +73,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{data[3]}I", data[4:header])
     if len(data) - header != math.prod(shape):
         raise InputError(f"{path}: {len(data) - header} bytes of data, its header says {math.prod(shape)} {shape}")
+    if not len(data) - header:  # beside a 0 the other dimensions may be larger than an array's
+        raise InputError(f"{path}: no elements, its header says {shape}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
