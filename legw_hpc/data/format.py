@@ -87,7 +87,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         why = "an unfinished or foreign folder" if folder.is_dir() else "no such folder"
         raise InputError(f"{path}: not found ({why}); `legw-hpc data` makes shards") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise InputError(f"{path}: not an index of {FORMAT}")
@@ -95,7 +95,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: format version {index.get('version')}, this program reads version {VERSION}")
     try:
         for entry in index["splits"].values():
-            total = sum(int(shard["count"]) for shard in entry["shards"])
+            total = sum(_whole(shard["count"]) for shard in entry["shards"])
             if total != entry["count"]:
                 raise InputError(f"{path}: count is {entry['count']}, its shards hold {total}")
             for value in entry["fields"].values():
@@ -109,8 +109,18 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def field_from(value: Mapping[str, Any]) -> Field:
     """A field as the index has it."""
-    shape = value["shape"]
-    return Field(np.dtype(value["dtype"]).name, None if shape is None else tuple(map(int, shape)), value["classes"])
+    shape, classes = value["shape"], value["classes"]
+    return Field(
+        np.dtype(value["dtype"]).name,
+        None if shape is None else tuple(map(_whole, shape)),
+        None if classes is None else _whole(classes),
+    )
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is no whole number of at least 0")
+    return value
 
 
 def shard_from(folder: Path, value: Mapping[str, Any]) -> Shard:
@@ -118,13 +128,15 @@ def shard_from(folder: Path, value: Mapping[str, Any]) -> Shard:
     name = str(value["file"])
     if Path(name).name != name:
         raise InputError(f"{folder / INDEX}: shard {name!r} is not a plain file name of this folder")
-    header = value.get("header")
-    return Shard(name, int(value["count"]), dict(value["sha256"]), None if header is None else _header_from(header))
+    header, digests = value.get("header"), dict(value["sha256"])
+    if not all(isinstance(digest, str) for digest in digests.values()):
+        raise ValueError(f"digests {digests!r}")
+    return Shard(name, _whole(value["count"]), digests, None if header is None else _header_from(header))
 
 
 def _header_from(value: Mapping[str, Any]) -> Header:
-    elements = tuple((int(start), int(end)) for start, end in value["elements"])
-    header = Header(int(value["bytes"]), elements, str(value["sha256"]))
+    elements = tuple((_whole(start), _whole(end)) for start, end in value["elements"])
+    header = Header(_whole(value["bytes"]), elements, str(value["sha256"]))
     bounds = [0, *(bound for pair in elements for bound in pair), header.bytes]
     if bounds != sorted(bounds):
         raise ValueError(f"elements {elements} in a file of {header.bytes} bytes")

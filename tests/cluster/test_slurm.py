@@ -1,10 +1,14 @@
-"""Our own job scripts on a real SLURM with two or more nodes: `make test-slurm`."""
+"""Our own job scripts on a real SLURM with two or more nodes: `make test-slurm`.
+
+SLURM_CLUSTER may name a command that takes `crash NODE` and `boot NODE`; without it no node is crashed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +21,7 @@ import torch
 
 from legw_hpc import runlog
 from legw_hpc.launcher import local_ranks
+from tests.parallel.ranks import ranks_of
 
 ROOT = Path(__file__).parents[2]
 BIN = str(Path(sys.executable).parent)
@@ -24,19 +29,22 @@ BIN = str(Path(sys.executable).parent)
 ENVIRONMENT = os.environ | {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PATH": f"{BIN}:{os.environ['PATH']}",
 }  # fmt: skip
-MACHINE = ["--machine", "localhost", "--nodes", "2", "--time", "00:10:00"]
 SECONDS = 180
+CLUSTER = os.environ.get("SLURM_CLUSTER", "")
 
 
-def answers() -> bool:
-    """Is there a SLURM with two idle nodes."""
+def nodes() -> int:
+    """Of the SLURM that answers here; 0 if none does."""
     if shutil.which("sinfo") is None:
-        return False
+        return 0
     said = subprocess.run(["sinfo", "-h", "-o", "%D"], capture_output=True, text=True)
-    return said.returncode == 0 and sum(map(int, said.stdout.split())) >= 2
+    return sum(map(int, said.stdout.split())) if said.returncode == 0 else 0
 
 
-pytestmark = pytest.mark.skipif(not answers(), reason="no SLURM with two nodes answers here")
+NODES = nodes()
+pytestmark = pytest.mark.skipif(NODES < 2, reason="no SLURM with two nodes answers here")
+# `#PBS` lines and qsub as SLURM has them: Debian's slurm-wlm-torque.
+needs_qsub = pytest.mark.skipif(shutil.which("qsub") is None, reason="this SLURM has no qsub")
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -50,9 +58,13 @@ def call(tmp_path: Path) -> Call:
     return run
 
 
-def submitted(call: Call, out: Path, recipe: list[str], *options: str) -> str:
+def machine(count: int = 2) -> list[str]:
+    return ["--machine", "localhost", "--nodes", str(count), "--time", "00:10:00"]
+
+
+def submitted(call: Call, out: Path, recipe: list[str], *options: str, count: int = 2) -> str:
     """The id of a job of `legw-hpc submit`."""
-    done = call("legw-hpc", "submit", *recipe, f"out={out}", *MACHINE, *options)
+    done = call("legw-hpc", "submit", *recipe, f"out={out}", *machine(count), *options)
     assert done.returncode == 0, done.stderr
     line = (out / "jobs" / "submitted.jsonl").read_text().splitlines()[-1]
     return str(json.loads(line)["id"])
@@ -68,7 +80,16 @@ def wait_for(what: Callable[[], Any], seconds: float = SECONDS) -> Any:
 
 
 def said(out: Path) -> str:
-    return "\n".join(path.read_text(errors="replace") for path in sorted((out / "jobs").glob("*.out")))
+    """The output of a run's jobs; SLURM's qsub puts it beside."""
+    outputs = [*(out / "jobs").glob("*.out"), *out.parent.glob("*.o[0-9]*")]
+    return "\n".join(path.read_text(errors="replace") for path in sorted(outputs))
+
+
+def evaluated(out: Path, starts: int = 1) -> bool:
+    """Has the run been started so often, and evaluated since."""
+    events = [line["event"] for line in runlog.read(out)]
+    begun = [i for i, event in enumerate(events) if event in ("start", "resume")]
+    return len(begun) >= starts and "eval" in events[begun[-1] :]
 
 
 def finished(out: Path) -> bool:
@@ -79,22 +100,26 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(max((out / "checkpoints").glob("*.pt")), weights_only=True)["model"])
 
 
-def local(recipe: list[str], out: Path, cwd: Path) -> dict[str, torch.Tensor]:
-    """The same run on two ranks of this machine, uninterrupted."""
-    command, environment = local_ranks(2)
-    words = [*command, sys.executable, "-m", "legw_hpc", "train", *recipe, f"out={out}", "threads=1"]
-    subprocess.run(words, cwd=cwd, env=environment, check=True, capture_output=True, timeout=SECONDS)
-    return weights(out)
+def same_as_a_local_run(out: Path, recipe: list[str], ranks: int = 2) -> None:
+    """The weights are those of as many ranks of this machine, uninterrupted, to the bit."""
+    command, environment = local_ranks(ranks)
+    local = out.parent / "local"
+    words = [*command, sys.executable, "-m", "legw_hpc", "train", *recipe, f"out={local}", "threads=1"]
+    subprocess.run(words, cwd=out.parent, env=environment, check=True, capture_output=True, timeout=SECONDS)
+    mine, theirs = weights(out), weights(local)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
-def test_two_nodes_train_to_the_weights_of_a_local_run(launcher: str, call: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 4])
+def test_nodes_train_to_the_weights_of_a_local_run(count: int, launcher: str, call: Call, tmp_path: Path) -> None:
+    if count > NODES:
+        pytest.skip(f"this SLURM has {NODES} nodes")
     recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=3"], tmp_path / "r"
-    job = submitted(call, out, recipe, "--set", f"slurm.launcher={launcher}")
+    job = submitted(call, out, recipe, "--set", f"slurm.launcher={launcher}", count=count)
     wait_for(lambda: finished(out))
-    assert runlog.read(out)[0]["nodes"] == 2
-    mine, theirs = weights(out), local(recipe, tmp_path / "local", tmp_path)
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert runlog.read(out)[0]["nodes"] == count
+    same_as_a_local_run(out, recipe, count)
     wait_for(lambda: f"job {job}: COMPLETED" in status(call, out), 30)
     assert "done, step 60 of 60" in status(call, out)
 
@@ -103,17 +128,53 @@ def status(call: Call, out: Path) -> str:
     return call("legw-hpc", "status", str(out)).stdout
 
 
-def test_the_warning_writes_a_checkpoint_and_the_job_goes_on_to_the_bit(call: Call, tmp_path: Path) -> None:
+def test_the_warning_writes_a_checkpoint_and_a_chain_of_3_ends_to_the_bit(call: Call, tmp_path: Path) -> None:
     recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=40"], tmp_path / "r"
     job = submitted(call, out, recipe, "--chain", "3")
-    wait_for(lambda: any(line["event"] == "eval" for line in runlog.read(out)))
-    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-    wait_for(lambda: "stopped by a signal after step" in said(out), 60)
+    for link in (1, 2):
+        wait_for(lambda starts=link: evaluated(out, starts))
+        subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+        wait_for(lambda link=link: said(out).count("stopped by a signal after step") == link, 60)
     wait_for(lambda: finished(out))
-    assert "run 2 of at most 3" in said(out)
-    assert any(line["event"] == "resume" for line in runlog.read(out))
-    mine, theirs = weights(out), local(recipe, tmp_path / "local", tmp_path)
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert "run 3 of at most 3" in said(out)
+    same_as_a_local_run(out, recipe)
+
+
+@pytest.mark.skipif(not CLUSTER, reason="SLURM_CLUSTER names no command that crashes a node")
+def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint_alone(call: Call, tmp_path: Path) -> None:
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=40", "checkpoint.every_steps=20"], tmp_path / "r"
+    job = submitted(call, out, recipe, "--chain", "2")
+    wait_for(lambda: evaluated(out))
+    listed = call("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
+    lost = call("scontrol", "show", "hostnames", listed).stdout.split()[-1]
+    subprocess.run([CLUSTER, "crash", lost], check=True, timeout=60)
+    try:
+        wait_for(lambda: finished(out))
+    finally:
+        subprocess.run([CLUSTER, "boot", lost], check=True, timeout=60)
+    assert "Restarts=1" in call("scontrol", "show", "job", job).stdout
+    resumed = [line["step"] for line in runlog.read(out) if line["event"] == "resume"]
+    assert len(resumed) == 1
+    assert resumed[0] % 20 == 0
+    same_as_a_local_run(out, recipe)
+
+
+@needs_qsub
+def test_a_chain_of_pbs_scripts_ends_to_the_bit(call: Call, tmp_path: Path) -> None:
+    """Layout, ranks, hand-over and successor; signals, limits and mpirun's hosts are SLURM's here, not PBS's."""
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=30"], tmp_path / "r"
+    # A successor has PBS's environment, not the submitter's: as root it must be told what Open MPI wants.
+    root = [f'environment.OMPI_ALLOW_RUN_AS_ROOT{suffix}="1"' for suffix in ("", "_CONFIRM")]
+    settings = [word for key in root for word in ("--set", key)]
+    submitted(call, out, recipe, "--scheduler", "pbs", "--chain", "3", *settings)
+    for link in (1, 2):
+        wait_for(lambda starts=link: evaluated(out, starts))
+        os.kill(ranks_of(out)[0], signal.SIGUSR1)  # as `timeout` does, through mpirun, ahead of the walltime
+        wait_for(lambda link=link: said(out).count("stopped by a signal after step") == link, 60)
+    wait_for(lambda: finished(out))
+    assert runlog.read(out)[0]["nodes"] == 2
+    assert "run 3 of at most 3" in said(out)
+    same_as_a_local_run(out, recipe)
 
 
 def test_a_failure_is_not_repeated(call: Call, tmp_path: Path) -> None:
@@ -128,15 +189,15 @@ def test_a_failure_is_not_repeated(call: Call, tmp_path: Path) -> None:
 
 def test_an_array_is_a_sweep(call: Call, tmp_path: Path) -> None:
     words = ["mnist-lstm-sample", "batch=128,256", "epochs=1", "--array", "--to", "runs/grid"]
-    done = call("legw-hpc", "submit", *words, *MACHINE)
+    done = call("legw-hpc", "submit", *words, *machine())
     assert done.returncode == 0, done.stderr
     wait_for(lambda: [finished(path.parent) for path in tmp_path.glob("runs/grid/*/log.jsonl")] == [True, True])
 
 
 def test_scripts_are_accepted_and_what_cannot_work_is_refused_before(call: Call, tmp_path: Path) -> None:
-    done = call("legw-hpc", "submit", "mnist-lstm-sample", "batch=256", *MACHINE, "--dry-run")
+    done = call("legw-hpc", "submit", "mnist-lstm-sample", "batch=256", *machine(), "--dry-run")
     (tmp_path / "job.sbatch").write_text(done.stdout)
     assert call("sbatch", "--test-only", "job.sbatch").returncode == 0
-    refused = call("legw-hpc", "submit", "mnist-lstm-sample", "batch=255", *MACHINE)
+    refused = call("legw-hpc", "submit", "mnist-lstm-sample", "batch=255", *machine())
     assert (refused.returncode, "255" in refused.stderr) == (2, True)
     assert not (tmp_path / "runs").exists()
