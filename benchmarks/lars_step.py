@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.measure import Bench, Case, Goal, Outcome, run
+from benchmarks.measure import Bench, Case, Goal, Outcome, nothing, run
 from legw_hpc.models.resnet import resnet50
 from legw_hpc.optim import parameter_groups
 from legw_hpc.optim.lars import LARS
@@ -71,8 +71,8 @@ def cases(bench: Bench) -> Outcome:
             case(OURS, lambda model: LARS(parameter_groups(model), LR, MOMENTUM, DECAY)),
             *found,
             case(SGD, lambda model: torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=DECAY, fused=True)),
-            Case(COPY, lambda: _nothing(target.copy_(fresh))),
-            Case(ADD, lambda: _nothing(target.add_(fresh))),
+            Case(COPY, lambda: nothing(target.copy_(fresh))),
+            Case(ADD, lambda: nothing(target.add_(fresh))),
         ],
         [
             *(Goal(OURS, peer.name, 2.2) for peer in found),
@@ -116,10 +116,6 @@ PEERS = {
     "timm": _timm(False),
     "timm, foreach=True": _timm(True),
 }
-
-
-def _nothing(result: object) -> None:
-    """The result of a case is its seconds, or nothing."""
 
 
 if __name__ == "__main__":

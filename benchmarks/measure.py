@@ -181,6 +181,10 @@ def _options(about: str, ranks: int, rounds: int) -> argparse.Namespace:
     return options
 
 
+def nothing(result: object) -> None:
+    """Drops what a call returns: a case's function gives seconds or nothing."""
+
+
 def on_ranks(ranks: int) -> tuple[list[str], dict[str, str]]:
     """The command prefix and environment that start ranks here, each on a core of its own where there are enough."""
     command, environment = local_ranks(ranks)
