@@ -98,6 +98,6 @@ def _raise_again() -> NoReturn:
 def stubs(tmp_path: Path) -> Stubs:
     """A folder of commands in the place of a cluster's; each does nothing but write down its arguments."""
     made = Stubs(tmp_path)
-    for name in ("legw-hpc", "python", "scontrol", "qsub", "sbatch", "qstat", "ompi_info", "prte_info"):
+    for name in ("legw-hpc", "python", "srun", "scontrol", "qsub", "sbatch", "qstat", "ompi_info", "prte_info"):
         made.says(name)
     return made

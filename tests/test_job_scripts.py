@@ -10,6 +10,7 @@ import pytest
 
 from legw_hpc.data import staging
 from legw_hpc.errors import InputError
+from legw_hpc.grid import cells
 from legw_hpc.submit import record, send, slurm
 from legw_hpc.submit.__main__ import scripts
 from legw_hpc.submit.job import Job, Options, make
@@ -116,6 +117,19 @@ def test_a_chain_goes_on_after_a_checkpoint_only(scheduler: str, code: int, link
         assert [job.id for job in record.jobs(stubs.folder / "runs/x")] == (["8.pbs"] if goes_on else [])
 
 
+@pytest.mark.parametrize(("code", "waits"), [(1, True), (14, True), (137, True), (0, False), (3, False), (85, False)])
+def test_a_lost_node_is_left_to_slurm(code: int, waits: bool, stubs: Stubs) -> None:
+    """The ranks end before SLURM notices; it then starts the job again by itself."""
+    stubs.says("mpirun", RIGHT)
+    stubs.says("srun", "exit 1")
+    stubs.says("sleep")
+    stubs.says("legw-hpc", f"exit {code}")
+    done = run(send.text(small("slurm", ["batch=1024"], chain=3, bin=str(stubs.bin))), stubs, SLURM_RESTART_COUNT="2")
+    assert done.returncode == code
+    assert stubs.calls("sleep") == ([[str(slurm.LOST_SECONDS)]] if waits else [])
+    assert ("a node does not answer" in done.stderr) == waits
+
+
 @pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
 def test_a_chain_ends(scheduler: str, stubs: Stubs) -> None:
     """A node that is lost again and again requeues the job without asking the script."""
@@ -171,7 +185,7 @@ def test_array(scheduler: str, stubs: Stubs) -> None:
     (stubs.folder / made.file.parent).mkdir(parents=True)
     done = run(send.text(made), stubs, SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_JOB_ID="5", PBS_ARRAY_INDEX="2")
     assert done.returncode == 85, done.stderr
-    out = "out=runs/g/mnist-lstm-momentum-legw-b2048-s1-ffa96558"
+    out = f"out=runs/g/{cells('mnist-lstm', ['batch=2048', 'lr=0.1'])[0].name}"
     assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=2048", "lr=0.1", out]]
     if scheduler == "slurm":
         assert "--array=0-3" in slurm.directives(made)

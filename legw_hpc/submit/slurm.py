@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shlex
 
+from legw_hpc.errors import EXIT_DIVERGED, EXIT_INPUT, EXIT_RESUME
 from legw_hpc.submit import launch, program, script
 from legw_hpc.submit.job import Job
 from legw_hpc.submit.machine import clock
+
+# SLURM gives a silent node up after SlurmdTimeout, 300 s by default.
+LOST_SECONDS = 600
 
 
 def directives(job: Job) -> list[str]:
@@ -78,7 +82,21 @@ def text(job: Job) -> str:
         '    while rc=0; wait "$run" || rc=$?; [ "$rc" -gt 128 ] && kill -0 "$run" 2>/dev/null; do :; done',
         "fi",
         "trap '' USR1",
+        *(_node_lost() if job.chain > 1 and job.machine.slurm.chain == "requeue" else []),
         *script.clean(job),
         *script.end(job, ["# Nothing after it is sure to run.", 'scontrol requeue "$job"']),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _node_lost() -> list[str]:
+    """Wait for SLURM where a node is gone: the ranks end before the controller notices (measured: 5 s, and 40 s)."""
+    told = f"0 | {EXIT_INPUT} | {EXIT_DIVERGED} | {EXIT_RESUME}"
+    return [
+        f'case "$rc" in {told}) ;; *)',
+        '    if ! timeout 60 srun --mpi=none -n "$nodes" --ntasks-per-node=1 true; then',
+        '        echo >&2 "legw-hpc: a node does not answer; waiting for SLURM to notice, which starts this job again"',
+        f"        sleep {LOST_SECONDS}",
+        "    fi ;;",
+        "esac",
+    ]

@@ -23,6 +23,7 @@ from legw_hpc.launcher import launched, local_ranks, mpirun
 
 ROOT = Path(__file__).resolve().parents[2]
 
+LAUNCHERS = {b"mpirun", b"prterun", b"srun", b"timeout"}
 needs_mpi = pytest.mark.skipif(mpirun() is None, reason="no mpirun here")
 
 
@@ -84,7 +85,12 @@ def ranks_of(out: Path) -> list[int]:
         except OSError:
             continue
         launch = launched(dict(values))  # type: ignore[arg-type]
-        if f"out={out}".encode() in words and b"legw_hpc" in words and "-np" not in words[:3] and launch.size > 1:
+        if (
+            f"out={out}".encode() in words
+            and {b"legw_hpc", b"legw-hpc"} & {word.rpartition(b"/")[2] for word in words}
+            and "-np" not in words[:3]
+            and launch.size > 1
+        ):
             found[launch.rank] = int(entry.name)
     return [found[rank] for rank in sorted(found)]
 
