@@ -15,8 +15,8 @@ from tests.faults.campaign import campaign, faults, table
 from tests.faults.kinds import KINDS
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS
 
-FAULTS_A_LIFE = 6
-RANKS = (2, 4)
+FAULTS_A_LIFE = 10
+RANKS = (2, 2, 2, 4)  # of one life after the other; 4 are oversubscribed on two cores
 
 
 def main() -> None:
@@ -28,10 +28,10 @@ def main() -> None:
     random = Random(options.seed)
     kinds = list(itertools.islice(itertools.cycle(KINDS), options.faults))
     random.shuffle(kinds)
-    subjects = itertools.cycle(itertools.product(SUBJECTS, RANKS))
+    subjects = itertools.cycle(itertools.product(RANKS, SUBJECTS))
     lives = []
     for start in range(0, len(kinds), FAULTS_A_LIFE):
-        name, ranks = next(subjects)
+        ranks, name = next(subjects)
         lives.append((name, ranks, kinds[start : start + FAULTS_A_LIFE]))
     started = time.monotonic()
     tallies, left_out = campaign(lives, random, lambda line: print(line, flush=True))
@@ -44,7 +44,7 @@ def main() -> None:
 
 Each fault comes at a random step of a training, which is then started again with the same command. After {FAULTS_A_LIFE} the run
 must have ended with the weights, the optimizer's state and the carried state of an undisturbed run, to the bit. The
-applications are {applications}, small, on {RANKS[0]} and {RANKS[1]} ranks,
+applications are {applications}, small, on {min(RANKS)} and {max(RANKS)} ranks,
 with a checkpoint every {CHECKPOINT_STEPS} steps; a rank that stops is told after {STALL_SECONDS:g} s.
 
 {table(tallies, left_out)}
