@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from legw_hpc.places import Spread
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
 AXES = {"batch": "global batch (samples)", "lr": "learning rate"}
-# From this ratio of the largest to the smallest value on, differences among the good ones need a logarithmic axis.
-WIDE = 3.0
+# A value is far off that is so many median deviations and this share of the median away from it: it is drawn at the
+# edge, with its number, so that differences among the others can be seen (assumed).
+FAR_DEVIATIONS, FAR_SHARE = 10.0, 0.2
 
 Point = tuple[float, Spread]
 
@@ -37,7 +39,8 @@ def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, ref
     """Write a PNG: means, with bars of one sample standard deviation where there are several seeds.
 
     Args:
-        lines: a place of which all runs diverged is a cross at the bottom; one without runs is left out.
+        lines: a place of which all runs diverged is a cross at the bottom, one whose mean is far off an arrow at the
+            edge with its number; one without runs is left out.
         x: what is along the axis, a key of AXES.
         metric: what the values are.
         path: where to.
@@ -46,13 +49,11 @@ def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, ref
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     means = [spread.mean for line in lines for _, spread in line.points if spread.values]
-    means += [reference[1]] if reference else []
+    near = _near(means + ([reference[1]] if reference else []))
     for i, line in enumerate(lines):
-        _line(axes, line, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], min(means, default=0.0))
+        _line(axes, line, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], near)
     if reference:
         axes.axhline(reference[1], color="0.4", linestyle="--", linewidth=1.0, label=reference[0])
-    if means and min(means) > 0 and max(means) > WIDE * min(means):
-        axes.set_yscale("log")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted({place for line in lines for place, _ in line.points})))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -64,12 +65,34 @@ def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, ref
     plt.close(figure)
 
 
-def _line(axes: Axes, line: Line, colour: str, marker: str, floor: float) -> None:
+def _near(means: Sequence[float]) -> tuple[float, float]:
+    """The least and the largest value that is not far off."""
+    if not means:
+        return 0.0, 0.0
+    middle = statistics.median(means)
+    reach = max(FAR_DEVIATIONS * statistics.median(abs(value - middle) for value in means), FAR_SHARE * abs(middle))
+    inside = [value for value in means if abs(value - middle) <= reach]
+    return min(inside), max(inside)
+
+
+def _line(axes: Axes, line: Line, colour: str, marker: str, near: tuple[float, float]) -> None:
+    low, high = near
     points = sorted(((x, spread) for x, spread in line.points), key=lambda point: point[0])
-    done = [(x, spread.mean, spread.deviation) for x, spread in points if spread.values]
+    done = [(x, spread.mean, spread.deviation) for x, spread in points if spread.values and low <= spread.mean <= high]
     xs, means, deviations = zip(*done, strict=True) if done else ((), (), ())
     axes.errorbar(xs, means, deviations, color=colour, marker=marker, label=line.label, linewidth=1.8, capsize=3)
     for x, spread in points:
-        if spread.diverged and not spread.values:
-            axes.plot(x, floor, color=colour, marker="x", markersize=9, markeredgewidth=2)
-            axes.annotate("diverged", (x, floor), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=7)
+        if spread.values and not low <= spread.mean <= high:
+            _at_the_edge(axes, x, spread.mean > high, f"{spread.mean:.4g}", colour)
+        elif spread.diverged and not spread.values:
+            _at_the_edge(axes, x, False, "diverged", colour, "x")
+
+
+def _at_the_edge(axes: Axes, x: float, top: bool, text: str, colour: str, marker: str = "") -> None:
+    y, across = 0.97 if top else 0.03, axes.get_xaxis_transform()
+    axes.plot(
+        x, y, color=colour, marker=marker or ("^" if top else "v"), markersize=8, markeredgewidth=2, linestyle="none",
+        transform=across, clip_on=False,
+    )  # fmt: skip
+    offset = (0, -13 if top else 8)
+    axes.annotate(text, (x, y), xycoords=across, textcoords="offset points", xytext=offset, ha="center", fontsize=7)

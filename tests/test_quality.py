@@ -1,0 +1,31 @@
+"""The drawing of quality: what counts as far off, and is drawn at the edge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from legw_hpc.figures import quality
+from legw_hpc.places import Spread
+
+# means -> what is within the axes
+NEAR: dict[str, tuple[list[float], tuple[float, float]]] = {
+    "one that collapsed": ([98.9, 98.8, 98.7, 98.4, 10.0], (98.4, 98.9)),
+    "an explosion": ([114.5, 118.0, 142.4, 700.0], (114.5, 142.4)),
+    "two worlds are both shown": ([20.0, 21.0, 80.0, 81.0], (20.0, 81.0)),
+    "all equal": ([5.0, 5.0, 5.0], (5.0, 5.0)),
+    "nothing": ([], (0.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near(name: str) -> None:
+    means, expected = NEAR[name]
+    assert quality._near(means) == expected
+
+
+def test_a_drawing_with_every_kind_of_place(tmp_path: Path) -> None:
+    points = [(128.0, Spread((98.9, 98.8))), (256.0, Spread((98.7,))), (512.0, Spread((10.0,))), (1024.0, Spread((), 2))]
+    quality.draw([quality.Line("legw", points)], "batch", "accuracy", tmp_path / "x.png", "t", ("paper", 98.8))
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
