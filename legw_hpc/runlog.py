@@ -11,6 +11,7 @@ RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, versions, ranks, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -158,6 +159,14 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def code() -> str:
+    """A digest of this package's source: ranks of one version may still run different files."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def commit() -> str | None:

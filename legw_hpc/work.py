@@ -202,6 +202,7 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
     mine = {
         "recipe": json.dumps(recipe.identity(), sort_keys=True),
         "versions": runlog.versions(),
+        "code": runlog.code(),
         "data": _data_digest(data),
         "initial weights": weights.hexdigest(),
     }

@@ -249,6 +249,17 @@ def test_unwritable_output(cli: Cli, arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_folder_is_not_everybodys(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """Whatever the umask."""
+    before = os.umask(0)
+    try:
+        assert cli("train", *arguments, "max_steps=1", "out=r").returncode == 0
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "r", tmp_path / "r" / "checkpoints"):
+        assert not path.stat().st_mode & 0o002, path
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_output(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "r").mkdir(mode=0o555)

@@ -43,7 +43,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, parents: bool = True) -> None:
-    """Make a folder, and see that it can be written.
+    """Make a folder that not everybody may write to, whatever the umask, and see that it can be written.
 
     Args:
         folder: may be there.
@@ -53,7 +53,7 @@ def make_folder(folder: Path, parents: bool = True) -> None:
         InputError: it cannot be made or written.
     """
     try:
-        folder.mkdir(parents=parents, exist_ok=True)
+        folder.mkdir(mode=0o775, parents=parents, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -74,12 +74,16 @@ def serial_by_accident() -> list[str]:
     return said
 
 
-def other_rank_other_seed(arguments: list[str]) -> str:
-    """Rank 1 has a recipe of its own."""
+def disagree(arguments: list[str], about: str) -> str:
+    """Rank 1 has a recipe, or source files, of its own."""
+    from legw_hpc import runlog
     from legw_hpc.launcher import launched
     from legw_hpc.single_run import run
 
-    recipe = load(arguments[0], [*arguments[1:], f"seed={1 + launched().rank}"])
+    other = launched().rank == 1
+    if other and about == "code":
+        runlog.code = lambda: "other"  # type: ignore[assignment]
+    recipe = load(arguments[0], [*arguments[1:], f"seed={2 if other and about == 'recipe' else 1}"])
     try:
         run(recipe)
     except InputError as error:

@@ -70,8 +70,9 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(training: tuple[subprocess.P
 def test_a_killed_rank_ends_the_others(training: tuple[subprocess.Popen[str], Path]) -> None:
     process, out = training
     os.kill(ranks_of(out)[1], signal.SIGKILL)
-    process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=30)
     assert process.returncode != 0
+    assert re.search(rf"rank 1 .*on node {socket.gethostname()} exited on signal 9", " ".join(said.split())), said
     for _ in range(100):
         if not ranks_of(out):
             return

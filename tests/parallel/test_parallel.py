@@ -121,9 +121,10 @@ def test_more_ranks_than_the_last_batch_has_samples(arguments: list[str], tmp_pa
     assert runlog.read(out)[-1]["steps"] == 5
 
 
-def test_ranks_that_disagree_are_named(arguments: list[str], tmp_path: Path) -> None:
-    answers = on_ranks(2, "programs:other_rank_other_seed", arguments=[*arguments, f"out={tmp_path / 'r'}"])
-    assert all("rank 1 has other" in answer for answer in answers)
+@pytest.mark.parametrize("about", ["recipe", "code"])
+def test_ranks_that_disagree_are_named(about: str, arguments: list[str], tmp_path: Path) -> None:
+    answers = on_ranks(2, "programs:disagree", arguments=[*arguments, f"out={tmp_path / 'r'}"], about=about)
+    assert all(f"rank 1 has other {about} than rank 0" in answer for answer in answers), answers
     assert not (tmp_path / "r").exists()
 
 
