@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from legw_hpc.derived import derive
     from legw_hpc.legw import Baseline, Scaled, scale
     from legw_hpc.optim import LARS, LEGW
-    from legw_hpc.recipe import Recipe, derive, load
+    from legw_hpc.recipe import Recipe, load
     from legw_hpc.single_run import run
 
 _HOME = {
-    "Baseline": "legw", "Scaled": "legw", "scale": "legw", "Recipe": "recipe", "load": "recipe", "derive": "recipe",
+    "Baseline": "legw", "Scaled": "legw", "scale": "legw", "Recipe": "recipe", "load": "recipe", "derive": "derived",
     "LARS": "optim", "LEGW": "optim", "run": "single_run",
 }  # fmt: skip
 

@@ -212,7 +212,8 @@ def _bug() -> NoReturn:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from legw_hpc.recipe import derive, load
+    from legw_hpc.derived import derive
+    from legw_hpc.recipe import load
 
     recipe = load(options.recipe, options.overrides)
     derive(recipe)  # what is wrong with the numbers is said before torch and MPI start

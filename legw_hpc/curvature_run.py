@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from legw_hpc import runlog
 from legw_hpc.data.files import written_whole
+from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.legw import scale
 from legw_hpc.peak import peak
-from legw_hpc.recipe import derive, load
+from legw_hpc.recipe import load
 from legw_hpc.records import Record, read
 
 PLOT = "curvature.png"

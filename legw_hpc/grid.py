@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from legw_hpc.derived import Derived, derive
 from legw_hpc.errors import InputError
-from legw_hpc.recipe import Derived, derive, load
+from legw_hpc.recipe import load
 
 SEEDS = "seeds"
 

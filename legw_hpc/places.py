@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from legw_hpc.derived import Derived
 from legw_hpc.grid import Cell
-from legw_hpc.recipe import Derived
 from legw_hpc.records import Record, Records, but_seed
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from legw_hpc import runlog, strict
 from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.derived import Derived, derive
 from legw_hpc.errors import InputError
-from legw_hpc.recipe import Derived, Recipe, derive
+from legw_hpc.recipe import Recipe
 
 # Of a log, what its run came to; the lines of single steps are by far the most.
 KEPT = ("start", "resume", "eval", "end")

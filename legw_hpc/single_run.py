@@ -16,8 +16,9 @@ import torch
 
 from legw_hpc import noise, runlog
 from legw_hpc.comm import Comm, connect
+from legw_hpc.derived import Derived
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
-from legw_hpc.recipe import Derived, Recipe
+from legw_hpc.recipe import Recipe
 from legw_hpc.runfolder import RunFolder
 from legw_hpc.trainer import Done, Timing
 from legw_hpc.watchdog import watching

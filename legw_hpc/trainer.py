@@ -22,10 +22,10 @@ from legw_hpc.apps import Application
 from legw_hpc.comm import Comm
 from legw_hpc.data.loader import Step
 from legw_hpc.data.order import part
+from legw_hpc.derived import Derived
 from legw_hpc.errors import Diverged
 from legw_hpc.models.batch_norm import StepStatistics
 from legw_hpc.precision import Precision
-from legw_hpc.recipe import Derived
 
 
 class FlatGradients:

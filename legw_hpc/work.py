@@ -19,12 +19,13 @@ from legw_hpc.data import augment
 from legw_hpc.data.loader import evaluation_batches, train_steps
 from legw_hpc.data.order import Order, Shuffled, Windows
 from legw_hpc.data.shards import Shards
+from legw_hpc.derived import Derived, derive
 from legw_hpc.device import check_distinct, choose_device, set_threads
 from legw_hpc.errors import InputError
 from legw_hpc.models.batch_norm import synchronise
 from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import Precision
-from legw_hpc.recipe import Derived, Recipe, derive
+from legw_hpc.recipe import Recipe
 from legw_hpc.trainer import Done, Timing, evaluate, train
 
 # Above this, rank 0 says what it is waiting for: seconds of reading (assumed).

@@ -35,8 +35,8 @@ def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
 LAYERS = [
     "cli", "doctor", "status", "plan", "submit", "paper", "curvature_run", "sweep", "local_runs", "figures", "places", "records",
     "grid", "peak", "single_run", "watchdog", "work", "curvature", "runfolder", "owner", "checkpoint", "trainer", "precision",
-    "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "recipe", "strict", "steps", "schedule", "legw",
-    "noise", "errors",
+    "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "derived", "recipe", "strict", "steps", "schedule",
+    "legw", "noise", "errors",
 ]  # fmt: skip
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from legw_hpc import apps, sweep
+from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.plan import calibration
 from legw_hpc.plan.forecast import Forecast, forecast
 from legw_hpc.plan.gradient import gradient_bytes, parameters, update_passes
 from legw_hpc.plan.model import Work, step
-from legw_hpc.recipe import SOLVERS, available, derive, load
+from legw_hpc.recipe import SOLVERS, available, load
 from legw_hpc.submit import machine as machines
 from legw_hpc.trainer import FlatGradients
 from tests.conftest import Cli

@@ -10,9 +10,10 @@ import pytest
 
 from legw_hpc import recipe as recipe_names
 from legw_hpc.apps import APPLICATIONS
+from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.optim import SOLVERS
-from legw_hpc.recipe import RECIPES, available, derive, load
+from legw_hpc.recipe import RECIPES, available, load
 from tests.conftest import Cli
 
 

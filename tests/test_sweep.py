@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from legw_hpc import runlog
+from legw_hpc.derived import Derived, derive
 from legw_hpc.errors import InputError
 from legw_hpc.grid import cells
 from legw_hpc.local_runs import _slots
 from legw_hpc.optim import SOLVERS
 from legw_hpc.places import Spread, places
-from legw_hpc.recipe import Derived, derive, load
+from legw_hpc.recipe import load
 from legw_hpc.records import MOMENTUM, Records, keep, read
 from legw_hpc.sweep import markdown, missing
 from tests.conftest import Cli
@@ -206,10 +207,10 @@ def test_the_table_has_mean_and_spread_and_what_varies(tmp_path: Path) -> None:
     table = markdown(places(cells("mnist-lstm", words), Records(tmp_path))).splitlines()
     assert table[0] == "| scheme | solver | batch | k | lr | warmup epochs | accuracy | samples/s |"
     assert [[cell.strip() for cell in line.split("|")[2:8:1]] for line in table[2:]] == [
-        ["momentum", "128", "1", "0.1", "0.1", "90.00, 1 of 2 diverged"],
-        ["adam", "128", "1", "0.1", "0.1", "92.50 ± 0.71 (2)"],
-        ["momentum", "512", "4", "0.2", "0.4", "94.50 ± 0.71 (2)"],
-        ["adam", "512", "4", "0.2", "0.4", "96.00"],
+        ["momentum", "128", "1", "0.1", "0.2", "90.00, 1 of 2 diverged"],
+        ["adam", "128", "1", "0.1", "0.2", "92.50 ± 0.71 (2)"],
+        ["momentum", "512", "4", "0.2", "0.8", "94.50 ± 0.71 (2)"],
+        ["adam", "512", "4", "0.2", "0.8", "96.00"],
     ]
     every = places(cells("mnist-lstm", ["batch=128"]), Records(tmp_path), every_seed=True)
     assert len(every[0].records) == 2

@@ -15,10 +15,11 @@ from legw_hpc.comm import Serial
 from legw_hpc.data.loader import Step, evaluation_batches, train_steps
 from legw_hpc.data.order import Shuffled
 from legw_hpc.data.shards import Shards
+from legw_hpc.derived import Derived, derive
 from legw_hpc.errors import Diverged
 from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import FIRST_SCALE, Precision
-from legw_hpc.recipe import Derived, derive, load
+from legw_hpc.recipe import load
 from legw_hpc.trainer import FlatGradients, Timing, evaluate, train
 
 CPU = torch.device("cpu")

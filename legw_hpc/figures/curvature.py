@@ -13,10 +13,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from legw_hpc.derived import derive
 from legw_hpc.figures.quality import COLOURS, MARKERS
 from legw_hpc.legw import scale
 from legw_hpc.peak import Peak, peak, power, smoothed
-from legw_hpc.recipe import derive
 from legw_hpc.records import Record
 
 

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display on a compute node
 import matplotlib.pyplot as plt
 
-from legw_hpc.recipe import Derived
+from legw_hpc.derived import Derived
 
 # Points of a line: every kink of a 90-epoch schedule within 0.05 epochs.
 POINTS = 2000

@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: what cannot be trained, or is not known.
     """
-    from legw_hpc.recipe import derive, load
+    from legw_hpc.derived import derive
+    from legw_hpc.recipe import load
 
     if options.machine is None:
         if given := [name for name in ("nodes", "plot", "set") if getattr(options, name)]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from legw_hpc.derived import Derived
 from legw_hpc.errors import InputError
 from legw_hpc.plan.calibration import CASES, Performance
 from legw_hpc.plan.gradient import gradient_bytes, update_passes
 from legw_hpc.plan.model import Split, Work, step
-from legw_hpc.recipe import Derived
 from legw_hpc.submit.job import check
 from legw_hpc.submit.machine import Machine, seconds
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from legw_hpc import sweep
+from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.grid import cells
-from legw_hpc.recipe import NORMALISED, Recipe, derive, load
+from legw_hpc.recipe import NORMALISED, Recipe, load
 from legw_hpc.runlog import JOBS
 from legw_hpc.submit.machine import Machine, seconds
 from legw_hpc.submit.memory import rank_gb

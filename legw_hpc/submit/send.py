@@ -11,8 +11,9 @@ from typing import Any
 
 from legw_hpc import runlog
 from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
-from legw_hpc.recipe import Recipe, derive
+from legw_hpc.recipe import Recipe
 from legw_hpc.submit import pbs, record, slurm
 from legw_hpc.submit.job import Job
 from legw_hpc.submit.machine import Machine

@@ -20,7 +20,7 @@ from pathlib import Path
 RUNS = {"idx": 500_000, "shards": 50_000, "recipe": 500_000}
 TIMEOUT_SECONDS, MEMORY_MB = 10, 2048
 LENGTH = {"idx": 512, "shards": 4096, "recipe": 4096}
-INSTRUMENTED = ["legw_hpc.data", "legw_hpc.recipe", "legw_hpc.strict", "legw_hpc.legw", "legw_hpc.schedule", "legw_hpc.steps"]
+INSTRUMENTED = [f"legw_hpc.{name}" for name in ("data", "recipe", "derived", "strict", "legw", "schedule", "steps")]
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ import numpy as np
 from legw_hpc.data.format import INDEX
 from legw_hpc.data.shards import Shards
 from legw_hpc.data.sources import mnist, synthetic
+from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
-from legw_hpc.recipe import RECIPES, derive, load
+from legw_hpc.recipe import RECIPES, load
 
 FLIPS = 8  # bytes of an input that change one of a shard: where (7) and how (1)
 

@@ -1,0 +1,129 @@
+"""What a recipe comes to for its batch: learning rate, warmup, steps; derived last, from the values after all overrides.
+
+So `batch=8192` alone rescales the learning rate and warmup.  No torch and no numpy here: `plan` runs on a login node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from legw_hpc.errors import InputError
+from legw_hpc.legw import Scaled, scale
+from legw_hpc.recipe import Recipe
+from legw_hpc.schedule import Schedule, build, decay_from
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a recipe comes to for its batch.
+
+    Attributes:
+        scaled: k, peak learning rate and warmup.
+        explicit: which of them the user gave instead ("lr", "warmup_epochs").
+        schedule: fractional epoch -> learning rate.
+        steps_per_epoch: the last of them has fewer samples where the batch does not divide the data.
+        steps: of the whole run.
+        last: the step after which this run stops: `steps`, or the recipe's `max_steps`.
+        last_batch: samples of the last step of an epoch.
+    """
+
+    recipe: Recipe
+    scaled: Scaled
+    explicit: tuple[str, ...]
+    schedule: Schedule
+    steps_per_epoch: int
+    steps: int
+    last: int
+    last_batch: int
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.schedule(step / self.steps_per_epoch)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for `plan --json` and the run log."""
+        return {
+            "recipe": self.recipe.name,
+            "batch": self.scaled.batch,
+            "k": self.scaled.k,
+            "scheme": self.recipe.scheme,
+            "lr": self.scaled.lr,
+            "warmup": self.scaled.warmup,
+            "warmup_epochs": self.scaled.warmup_epochs,
+            "warmup_steps": self.scaled.warmup_epochs * self.steps_per_epoch,
+            "explicit": list(self.explicit),
+            "decay": self.recipe.decay,
+            "epochs": self.recipe.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "steps": self.steps,
+            "last_batch": self.last_batch,
+            "train_samples": self.recipe.data.train_samples,
+        }
+
+    def lines(self) -> list[str]:
+        """The derivation, for people."""
+        recipe, base, now = self.recipe, self.recipe.baseline, self.scaled
+        lr = "explicit" if "lr" in self.explicit else f"{recipe.scheme} of {base.lr:g} at batch {base.batch}"
+        if "warmup_epochs" in self.explicit:
+            warmup = "explicit"
+        else:
+            warmup = f"{recipe.scheme}; {base.warmup_epochs:g} at batch {base.batch}"
+        steps = now.warmup_epochs * self.steps_per_epoch
+        tail = "" if self.last_batch == now.batch else f", the last of {self.last_batch:,} samples"
+        return [
+            f"recipe   {recipe.name}: {recipe.application}, {recipe.solver}, {recipe.epochs:g} epochs, seed {recipe.seed}",
+            f"batch    {now.batch:,} = {base.batch:,} x k, k = {now.k:g}",
+            f"lr       {now.lr:.6g}   ({lr})",
+            f"warmup   {now.warmup_epochs:.6g} epochs = {steps:.1f} steps, {now.warmup}   ({warmup})",
+            f"decay    {recipe.decay} {_options(recipe.decays, recipe.decay)}".rstrip(),
+            f"steps    {self.steps_per_epoch:,} an epoch{tail}; {self.steps:,} in all",
+        ]
+
+
+def derive(recipe: Recipe) -> Derived:
+    """Learning rate, warmup and steps for the recipe's batch.
+
+    Args:
+        recipe: after all overrides.
+
+    Raises:
+        InputError: what cannot be trained, with both numbers.
+    """
+    samples = recipe.data.train_samples
+    where = f"recipe {recipe.name}"
+    if recipe.batch > samples:
+        raise InputError(f"{where}: batch {recipe.batch} is larger than the training data, {samples} samples")
+    try:
+        scaled = scale(recipe.baseline, recipe.batch, recipe.scheme, recipe.fixed_warmup_epochs)
+        explicit = tuple(key for key in ("lr", "warmup_epochs") if getattr(recipe, key) is not None)
+        if recipe.lr is not None:
+            scaled = dataclasses.replace(scaled, lr=recipe.lr)
+        if recipe.warmup_epochs is not None:
+            shape = "gradual" if scaled.warmup == "none" else scaled.warmup
+            scaled = dataclasses.replace(scaled, warmup=shape, warmup_epochs=recipe.warmup_epochs)
+        decay = decay_from(recipe.decay, **_tuples(recipe.decays.get(recipe.decay, {})))
+        schedule = build(scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay, warmup_lr=recipe.baseline.lr)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    steps_per_epoch = recipe.data.steps_per_epoch(recipe.batch)
+    last_batch = recipe.batch if recipe.data.window else samples - (steps_per_epoch - 1) * recipe.batch
+    if steps_per_epoch < 1:
+        raise InputError(f"{where}: {samples} words in {recipe.batch} rows are less than a window of {recipe.data.window} a row")
+    steps = round(recipe.epochs * steps_per_epoch)
+    if steps < 1:
+        raise InputError(f"{where}: {recipe.epochs:g} epochs of {steps_per_epoch} steps are no step at all")
+    last = min(steps, recipe.max_steps or steps)
+    return Derived(recipe, scaled, explicit, schedule, steps_per_epoch, steps, last, last_batch)
+
+
+def _tuples(options: Any) -> dict[str, Any]:
+    if not isinstance(options, Mapping):
+        raise ValueError(f"the options of a decay must be a table, not {options!r}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def _options(tables: Mapping[str, Any], name: str) -> str:
+    return ", ".join(f"{key} {value}" for key, value in tables.get(name, {}).items())
