@@ -165,7 +165,8 @@ def test_processes_end_together_and_the_command_goes_on(tmp_path: Path, how: str
     if how != "SIGKILL":
         assert not list(out.glob(".*"))
     finished = len(list(out.glob("*.h5")))
-    again = subprocess.run([*command[:-1], ""], stderr=subprocess.PIPE, text=True, check=True)
+    again = subprocess.run([*command[:-1], ""], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
     assert f"{finished} of " in again.stderr
     assert verify(out) == {"train": 32, "val": 1}
     assert not list(out.glob(".*"))
