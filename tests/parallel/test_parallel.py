@@ -145,4 +145,4 @@ def test_bad_input_is_one_line_from_rank_0(arguments: list[str], tmp_path: Path,
 @pytest.mark.parametrize("how", ["raises", "dies", "hangs"])
 def test_the_rank_that_fails_is_named(how: str) -> None:
     with pytest.raises(pytest.fail.Exception, match="2 ranks did not end" if how == "hangs" else "rank 1 of 2"):
-        on_ranks(2, "programs:misbehave", timeout=15 if how == "hangs" else 60, how=how)
+        on_ranks(2, "programs:misbehave", timeout=8 if how == "hangs" else 60, how=how)
