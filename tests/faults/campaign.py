@@ -22,7 +22,7 @@ import torch
 from legw_hpc.errors import EXIT_DONE, EXIT_INPUT
 from tests.faults.job import END_SECONDS, Hang, Job
 from tests.faults.kinds import KINDS, MOUNTED, Fault
-from tests.faults.subjects import STALL_SECONDS, SUBJECTS, Subject
+from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS, Subject
 
 START_SECONDS = 120.0  # to a step, and to the end of a run that nothing disturbs
 DISK_BYTES = 64 << 20
@@ -80,7 +80,10 @@ def campaign(
                 subject.make_data(place / "data")
                 started = time.monotonic()
                 _live(subject, ranks, place, possible, references[name, ranks], random, tallies)
-            told(f"[{number + 1}/{len(lives)}] {name}, {ranks} ranks, {len(possible)} faults: {time.monotonic() - started:.0f} s")
+            seconds, bad = time.monotonic() - started, len(faults(tallies))
+            told(
+                f"[{number + 1}/{len(lives)}] {name}, {ranks} ranks, {len(possible)} faults: {seconds:.0f} s, {bad} wrong so far"
+            )
     return tallies, sorted(left_out)
 
 
@@ -125,8 +128,10 @@ def _live(
     try:
         for i, kind in enumerate(kinds):
             tally = tallies[kind]
-            begin, end = (round(subject.steps * (part + 0.2) / (len(kinds) + 0.5)) for part in (i, i + 1))
-            if not job.reaches(random.randrange(max(begin, 1), max(end, 2)), START_SECONDS):
+            # From after the first checkpoint on, which some faults damage.
+            first = CHECKPOINT_STEPS + 1
+            begin, end = (first + (subject.steps - first) * part // (len(kinds) + 1) for part in (i, i + 1))
+            if not job.reaches(random.randrange(begin, end), START_SECONDS):
                 tally.missed += 1
                 continue
             tally.tried += 1
