@@ -189,7 +189,8 @@ def _decoded(jpeg: bytes, height: int, width: int) -> Image:
     """RGB, also of a grey file: the whole image, or 1/2, 3/8, 1/4, 1/8 of it with at least height x width pixels.
 
     libjpeg scales while it decodes; by 7/8 ... 5/8 it does so slower than it decodes the whole, 15 %
-    (measured), so those are left out.
+    (measured), so those are left out.  Its faster DCT and upsampling together are 7 % more images/s for 2.7 dB (measured,
+    250 files, against Pillow), and are left out as well.
     """
     return simplejpeg.decode_jpeg(jpeg, "RGB", min_height=height, min_width=width, min_factor=2)
 
