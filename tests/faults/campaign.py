@@ -20,7 +20,7 @@ from random import Random
 import torch
 
 from legw_hpc.errors import EXIT_DONE, EXIT_INPUT
-from tests.faults.job import END_SECONDS, Hang, Job
+from tests.faults.job import END_SECONDS, Hang, Job, Missed
 from tests.faults.kinds import KINDS, MOUNTED, Fault
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS, Subject
 
@@ -134,10 +134,11 @@ def _live(
             if not job.reaches(random.randrange(begin, end), START_SECONDS):
                 tally.missed += 1
                 continue
-            tally.tried += 1
             try:
                 job = _struck(job, subject, ranks, place, KINDS[kind], random, tally)
                 struck.append(kind)
+            except Missed:
+                tally.missed += 1
             except Hang as error:
                 tally.hung.append(str(error))
                 job.clear()
@@ -164,6 +165,7 @@ def _live(
 def _struck(job: Job, subject: Subject, ranks: int, place: Path, fault: Fault, random: Random, tally: Tally) -> Job:
     """The job that goes on after a fault."""
     fault.strike(job, random)
+    tally.tried += 1
     struck = time.monotonic()
     code = job.ended(END_SECONDS + STALL_SECONDS)
     tally.seconds.append(time.monotonic() - struck)

@@ -27,6 +27,10 @@ class Hang(Exception):
     """Something that should have ended has not."""
 
 
+class Missed(Exception):
+    """The run has ended before the fault could come."""
+
+
 class Job:
     """Ranks of one start of a run; what it prints goes to a file, so that a killed launcher's ranks can still write.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from legw_hpc.errors import EXIT_INPUT, EXIT_RESUME, EXIT_STALLED
-from tests.faults.job import Job
+from tests.faults.job import Hang, Job, Missed
 
 # Seconds that a strike waits for a checkpoint to begin.
 CHECKPOINT_SECONDS = 30.0
@@ -52,8 +52,10 @@ def _kill_in_a_checkpoint(job: Job, random: Random) -> None:
     writer, folder = job.ranks()[0], job.out / "checkpoints"
     until = time.monotonic() + CHECKPOINT_SECONDS
     while not (folder.is_dir() and any(name.endswith(".part") for name in os.listdir(folder))):
-        if time.monotonic() > until or not job.runs():
-            raise AssertionError("no checkpoint was begun")
+        if not job.runs():
+            raise Missed
+        if time.monotonic() > until:
+            raise Hang(f"no checkpoint was begun within {CHECKPOINT_SECONDS:g} s")
     os.kill(writer, signal.SIGKILL)
 
 
