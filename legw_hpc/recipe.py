@@ -33,6 +33,8 @@ NORMALISED = ("resnet50", "resnet20")
 # Those that read a text in windows: rows of words, in order, instead of samples drawn one by one.
 TEXTS = ("ptb-lstm",)
 PRECISIONS = ("fp32", "bf16", "fp16")
+# Above this a measured micro-batch (tuning.py) only costs memory (assumed).
+MOST_MEASURED = 1024
 
 RECIPES = Path(__file__).parent / "recipes"
 SAMPLES = Path(__file__).parent / "data" / "sample"
@@ -101,7 +103,7 @@ class Recipe:
         clip_norm: largest norm of the averaged gradient; 0 is no clipping.
         precision: "fp32", or "bf16" or "fp16" by autocast.
         micro_batch: samples through the model at once, on one rank; changes time, not the result, but
-            where there is batch norm.
+            where there is batch norm.  0 is the fastest on this machine, measured at the start (tuning.py).
         seed: of initialisation and order.
         eval_every: epochs between evaluations.
         curvature_every: steps between two measurements of L(x, g) (curvature.py); 0 is never.
@@ -156,6 +158,11 @@ class Recipe:
             return Path(self.out.format(**values))
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(f"out={self.out}: knows {', '.join('{' + key + '}' for key in values)} only ({error!r})") from None
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest micro-batch: `micro_batch`, or what a measured one may come to."""
+        return self.micro_batch or MOST_MEASURED
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the run log."""
@@ -236,7 +243,7 @@ def _prefixes(key: str) -> Iterator[str]:
 
 def _check(recipe: Recipe) -> None:
     at_least = {
-        "batch": 1, "micro_batch": 1, "max_steps": 0, "curvature_every": 0, "threads": 0, "clip_norm": 0, "seed": 0,
+        "batch": 1, "micro_batch": 0, "max_steps": 0, "curvature_every": 0, "threads": 0, "clip_norm": 0, "seed": 0,
         "data.train_samples": 1, "data.window": 0, "input_threads": 0, "checkpoint.every_steps": 0,
         "checkpoint.every_minutes": 0, "stall_minutes": 0, "checkpoint.keep": 1,
         "fixed_warmup_epochs": 0, "warmup_epochs": 0,
@@ -258,4 +265,9 @@ def _check(recipe: Recipe) -> None:
     if bool(recipe.data.window) != (recipe.application in TEXTS):
         reads = "windows of a text, of at least 1 word" if recipe.application in TEXTS else "samples one by one, data.window=0"
         raise InputError(f"recipe {recipe.name}: {recipe.application} reads {reads}, not data.window={recipe.data.window}")
+    if not recipe.micro_batch and recipe.application in NORMALISED:
+        raise InputError(
+            f"recipe {recipe.name}: micro_batch=0 (measured) is not for {recipe.application}: batch norm is over a micro-batch, "
+            "so its size is part of the result; name one"
+        )
     recipe.out_folder()

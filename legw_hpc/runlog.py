@@ -108,6 +108,12 @@ def parse(text: str) -> list[dict[str, Any]]:
     return lines
 
 
+def micro_batch(folder: Path) -> int | None:
+    """That of the run in a folder; None if there is none."""
+    start = next((line for line in read(folder) if line["event"] == "start"), None)
+    return None if start is None else int(start["recipe"]["micro_batch"])
+
+
 class Progress:
     """A bar on a terminal, plain lines elsewhere, nothing on ranks other than 0.
 

@@ -47,7 +47,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     comm = connect(recipe.comm)
     try:
         work = prepare(recipe, comm)
-        with RunFolder(recipe, work.data, comm) as folder:
+        with RunFolder(work.recipe, work.data, comm) as folder:
             ended = folder.result()
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
@@ -179,6 +179,9 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     where = f"{comm.size} on {nodes} {'node' if nodes == 1 else 'nodes'}, {comm.name}, {work.device}, threads {work.threads}"
     what = "rows" if recipe.data.window else "samples"
     print(f"ranks    {where}; {recipe.batch / comm.size:g} {what} a rank in micro-batches of {recipe.micro_batch}")
+    if work.tuned is not None:
+        print(f"micro    {work.tuned}")
+        facts["micro_batches_tried"] = work.tuned.seconds
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
     if done:
         folder.log.write("resume", step=done, **facts)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from legw_hpc import apps, runlog
+from legw_hpc import apps, runlog, tuning
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
 from legw_hpc.data.loader import evaluation_batches, train_steps
-from legw_hpc.data.order import Order, Shuffled, Windows
+from legw_hpc.data.order import Order, Shuffled, Windows, part
 from legw_hpc.data.shards import Shards
 from legw_hpc.derived import Derived, derive
 from legw_hpc.device import check_distinct, choose_device, set_threads
@@ -37,6 +38,8 @@ class Work:
     """A recipe's model, data and ranks, ready to train.
 
     Attributes:
+        recipe: with the micro-batch that was measured, if it asks for that.
+        tuned: how it was found.
         evaluated: the splits that `score` reads; the metrics of the first are the run's.
         threads: of this rank.
     """
@@ -53,6 +56,7 @@ class Work:
     optimizer: Optimizer
     precision: Precision
     order: Order
+    tuned: tuning.Tuned | None
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -140,8 +144,44 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     synchronise(model, comm.sum_)
     threads = set_threads(recipe.threads, comm)
     augment.set_threads(recipe.input_threads or threads)
-    precision = Precision(recipe.precision, device)
-    return Work(recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, _order(recipe))
+    precision, order = Precision(recipe.precision, device), _order(recipe)
+    tuned = None if recipe.micro_batch else _tuned(recipe, comm, app, training, order, model, precision, device)
+    if tuned is not None:
+        recipe = replace(recipe, micro_batch=tuned.micro_batch)
+        derived = replace(derived, recipe=recipe)
+    return Work(recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, order, tuned)
+
+
+def _tuned(
+    recipe: Recipe, comm: Comm, app: apps.Application, data: Shards, order: Order, model: nn.Module, precision: Precision,
+    device: torch.device,
+) -> tuning.Tuned:  # fmt: skip
+    """The micro-batch of the run that is gone on with, so that it goes on to the bit; else the fastest."""
+    before = comm.broadcast(runlog.micro_batch(recipe.out_folder()) if comm.rank == 0 else None)
+    if before:
+        return tuning.Tuned(before, {}, kept=True)
+    items = order.items(0, 0)
+    mine = part(len(items), comm.rank, comm.size)
+
+    def measure(size: int) -> float:
+        tensors = app.decode(data, items[mine.start : mine.start + size], (recipe.seed, 0))
+        tensors = tuple(tensor.to(device) for tensor in tensors)
+        start = time.perf_counter()
+        with precision.autocast():
+            loss, _ = app.loss(model, None, *tensors)
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    about = {
+        "application": recipe.application, "options": dict(recipe.options), "window": recipe.data.window,
+        "precision": recipe.precision, "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }  # fmt: skip
+    model.train()
+    found = tuning.fastest(-(-len(items) // comm.size), measure, comm, about)
+    model.zero_grad(set_to_none=True)
+    return found
 
 
 def _order(recipe: Recipe) -> Order:

@@ -160,7 +160,7 @@ BAD = [
     (["batch=8192", "epochs=5"], ["warmup", "epochs", "5"]),
     (["epochs=3", "scheme=linear"], ["5", "3"]),
     (["warmup_epochs=30"], ["30", "25"]),
-    (["micro_batch=0"], ["micro_batch", "0"]),
+    (["micro_batch=-1"], ["micro_batch", "-1"]),
     (["scheme=legv"], ["legv", "legw"]),
     (["decay=cosine"], ["cosine", "poly"]),
     (["decay=poly", "decays.poly.pow=2"], ["poly", "pow", "power"]),

@@ -186,6 +186,13 @@ def test_refused(
     assert "\n" not in str(error.value)
 
 
+def test_a_measured_micro_batch_fits_every_even_share() -> None:
+    for overrides in (["batch=8000", "micro_batch=0"], ["batch=8000", "micro_batch=100"]):
+        assert make("mnist-lstm", overrides, load("skylake", []), Options(nodes=5))
+    with pytest.raises(InputError, match="not a multiple of micro_batch 128"):
+        make("mnist-lstm", ["batch=8000"], load("skylake", []), Options(nodes=5))
+
+
 WRONG_MACHINES = [
     (["corse=4"], "unknown key corse: did you mean cores"),
     (["slurm.plugin=pmix"], "unknown key slurm.plugin"),

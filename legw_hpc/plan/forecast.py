@@ -106,7 +106,7 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
     if wrong := [n for n in nodes if not 1 <= n <= machine.nodes]:
         raise InputError(f"--nodes {wrong[0]}: machine {machine.name} gives a job 1 to {machine.nodes} nodes")
     speeds = performance.speeds(recipe, machine)
-    work = Work(recipe.batch, recipe.micro_batch, gradient_bytes(recipe), update_passes(recipe))
+    work = Work(recipe.batch, recipe.most_at_once, gradient_bytes(recipe), update_passes(recipe))
     wanted = sorted(set(nodes)) or [1 << i for i in range(machine.nodes.bit_length())]
     rows: list[Row] = []
     for count in wanted:
@@ -128,7 +128,7 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
     base = next((row for row in rows if row.runs), None)
     if base is None:
         return Forecast(derived, machine, 0, tuple(rows))
-    judged = (_judged(row, base, recipe.micro_batch, speeds["likely"].half_batch, machine.walltime) for row in rows)
+    judged = (_judged(row, base, recipe.most_at_once, speeds["likely"].half_batch, machine.walltime) for row in rows)
     return Forecast(derived, machine, base.nodes, tuple(judged))
 
 

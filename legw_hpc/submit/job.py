@@ -179,7 +179,7 @@ def _checked_time(machine: Machine, options: Options) -> int:
 
 def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
     """Refuse nodes that cannot train the recipe: what the ranks cannot share evenly, or what does not fit in memory."""
-    ranks, batch, micro = nodes * machine.ranks, recipe.batch, recipe.micro_batch
+    ranks, batch, micro = nodes * machine.ranks, recipe.batch, recipe.most_at_once
     layout = f"{nodes} nodes x {machine.ranks} ranks = {ranks} ranks"
     if batch % ranks:
         # It would train, but at every step all ranks would wait for those with one sample more.
@@ -208,6 +208,8 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
 
 def _fits(recipe: Recipe, samples: int) -> bool:
     """Does a rank's part of the batch go into micro-batches, all of them full?"""
+    if not recipe.micro_batch:  # measured, from equal pieces of the part
+        return True
     together = recipe.application in NORMALISED and recipe.options.get("batch_norm") != "sync"
     return samples % recipe.micro_batch == 0 or (samples < recipe.micro_batch and not together)
 

@@ -26,5 +26,5 @@ def rank_gb(recipe: Recipe, samples: int, gpu: bool = False) -> float:
         gpu: the part on the device alone.
     """
     parameters, sample_bytes = NEEDS[recipe.application]
-    tensors = 4 * COPIES * parameters + min(samples, recipe.micro_batch) * sample_bytes
+    tensors = 4 * COPIES * parameters + min(samples, recipe.most_at_once) * sample_bytes
     return (tensors + (0 if gpu else PROCESS_BYTES)) / 1e9

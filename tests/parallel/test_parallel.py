@@ -121,6 +121,16 @@ def test_more_ranks_than_the_last_batch_has_samples(arguments: list[str], tmp_pa
     assert runlog.read(out)[-1]["steps"] == 5
 
 
+def test_ranks_agree_on_a_measured_micro_batch(
+    alone: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEGW_CACHE", str(tmp_path / "cache"))
+    for out in ("first", "kept"):
+        mine = weights(trained(2, [*arguments, "epochs=5", "micro_batch=0"], tmp_path / out))
+        for name, expected in weights(alone).items():
+            torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
+
+
 @pytest.mark.parametrize("about", ["recipe", "code"])
 def test_ranks_that_disagree_are_named(about: str, arguments: list[str], tmp_path: Path) -> None:
     answers = on_ranks(2, "programs:disagree", arguments=[*arguments, f"out={tmp_path / 'r'}"], about=about)
