@@ -76,7 +76,8 @@ def wait_for(what: Callable[[], Any], seconds: float = SECONDS) -> Any:
         if found := what():
             return found
         time.sleep(0.5)
-    raise AssertionError(f"not within {seconds:g} s")
+    queue = subprocess.run(["squeue", "-l"], capture_output=True, text=True).stdout
+    raise AssertionError(f"not within {seconds:g} s; the queue:\n{queue}")
 
 
 def said(out: Path) -> str:
@@ -162,17 +163,18 @@ def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint_alone(call: Ca
 @needs_qsub
 def test_a_chain_of_pbs_scripts_ends_to_the_bit(call: Call, tmp_path: Path) -> None:
     """Layout, ranks, hand-over and successor; signals, limits and mpirun's hosts are SLURM's here, not PBS's."""
-    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=30"], tmp_path / "r"
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=40"], tmp_path / "r"
     # A successor has PBS's environment, not the submitter's: as root it must be told what Open MPI wants.
     root = [f'environment.OMPI_ALLOW_RUN_AS_ROOT{suffix}="1"' for suffix in ("", "_CONFIRM")]
     settings = [word for key in root for word in ("--set", key)]
-    submitted(call, out, recipe, "--scheduler", "pbs", "--chain", "2", *settings)
-    wait_for(lambda: evaluated(out))
-    os.kill(ranks_of(out)[0], signal.SIGUSR1)  # as `timeout` does, through mpirun, ahead of the walltime
-    wait_for(lambda: "stopped by a signal after step" in said(out), 60)
+    submitted(call, out, recipe, "--scheduler", "pbs", "--chain", "3", *settings)
+    for link in (1, 2):
+        wait_for(lambda starts=link: evaluated(out, starts))
+        os.kill(ranks_of(out)[0], signal.SIGUSR1)  # as `timeout` does, through mpirun, ahead of the walltime
+        wait_for(lambda link=link: said(out).count("stopped by a signal after step") == link, 60)
     wait_for(lambda: finished(out))
     assert runlog.read(out)[0]["nodes"] == 2
-    assert "run 2 of at most 2" in said(out)
+    assert "run 3 of at most 3" in said(out)
     same_as_a_local_run(out, recipe)
 
 
