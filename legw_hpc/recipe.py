@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from legw_hpc import steps, strict
+from legw_hpc import installed, steps, strict
 from legw_hpc.errors import InputError
 from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline
 
@@ -88,7 +88,7 @@ class Recipe:
     """One run.
 
     Attributes:
-        application: what is trained (a name in apps.py).
+        application: what is trained (a name in apps/, or of another package: installed.py).
         epochs: the length of the run.
         baseline: the tuned point.
         data: where the samples are.
@@ -160,6 +160,11 @@ class Recipe:
             raise InputError(f"out={self.out}: knows {', '.join('{' + key + '}' for key in values)} only ({error!r})") from None
 
     @property
+    def normalised(self) -> bool:
+        """Does the micro-batch decide what is normalised together; taken to be so for applications of other packages."""
+        return self.application in NORMALISED or self.application not in APPLICATIONS
+
+    @property
     def most_at_once(self) -> int:
         """The largest micro-batch: `micro_batch`, or what a measured one may come to."""
         return self.micro_batch or MOST_MEASURED
@@ -184,7 +189,7 @@ class Recipe:
             "data.dir",
             "data.verify",
         }
-        told |= set() if self.application in NORMALISED else {"micro_batch"}
+        told |= set() if self.normalised else {"micro_batch"}
         told |= set() if self.curvature_every else {"curvature_every"}
         told |= {f"decays.{name}" for name in self.decays if name != self.decay}
         told |= {f"solvers.{name}" for name in self.solvers if name != self.solver}
@@ -255,6 +260,8 @@ def _check(recipe: Recipe) -> None:
         if value is not None and not (math.isfinite(value) and value >= least):
             raise InputError(f"recipe {recipe.name}: {key} must be at least {least}, not {value}")
     known = {"application": APPLICATIONS, "solver": SOLVERS, "precision": PRECISIONS}
+    if recipe.application not in APPLICATIONS:
+        known["application"] += tuple(installed.applications())
     for key, names in known.items():
         if flat[key] not in names:
             raise InputError(f"recipe {recipe.name}: unknown {key} {flat[key]!r}: one of {', '.join(names)}")
@@ -262,10 +269,10 @@ def _check(recipe: Recipe) -> None:
         value = flat[key]
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"recipe {recipe.name}: {key} must be a positive number, not {value}")
-    if bool(recipe.data.window) != (recipe.application in TEXTS):
+    if recipe.application in APPLICATIONS and bool(recipe.data.window) != (recipe.application in TEXTS):
         reads = "windows of a text, of at least 1 word" if recipe.application in TEXTS else "samples one by one, data.window=0"
         raise InputError(f"recipe {recipe.name}: {recipe.application} reads {reads}, not data.window={recipe.data.window}")
-    if not recipe.micro_batch and recipe.application in NORMALISED:
+    if not recipe.micro_batch and recipe.normalised:
         raise InputError(
             f"recipe {recipe.name}: micro_batch=0 (measured) is not for {recipe.application}: batch norm is over a micro-batch, "
             "so its size is part of the result; name one"

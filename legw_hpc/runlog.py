@@ -167,9 +167,11 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def code() -> str:
-    """A digest of this package's source: ranks of one version may still run different files."""
+def code(*more: str) -> str:
+    """A digest of this package's source, and of more files: ranks of one version may still run different files."""
     here, digest = Path(__file__).parent, hashlib.sha256()
+    for file in more:
+        digest.update(Path(file).read_bytes())
     for path in sorted(here.rglob("*.py")):
         digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

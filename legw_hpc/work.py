@@ -243,7 +243,7 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
     mine = {
         "recipe": json.dumps(recipe.identity(), sort_keys=True),
         "versions": runlog.versions(),
-        "code": runlog.code(),
+        "code": runlog.code(*filter(None, [apps.source(recipe.application)])),
         "data": _data_digest(data),
         "initial weights": weights.hexdigest(),
     }

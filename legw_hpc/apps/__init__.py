@@ -1,4 +1,4 @@
-"""Applications: data + model + loss + metric.  One file a family; this one knows them by name."""
+"""Applications: data + model + loss + metric.  One file a family; this one knows them by name, and those of other packages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from legw_hpc import installed
 from legw_hpc.apps import images, mnist_lstm, ptb_lstm
 from legw_hpc.apps.base import Application
 from legw_hpc.errors import InputError
 
-__all__ = ["APPLICATIONS", "Application", "application"]
+__all__ = ["APPLICATIONS", "Application", "application", "source"]
 
 APPLICATIONS: dict[str, Callable[..., Application]] = {
     "mnist-lstm": mnist_lstm.mnist_lstm,
@@ -26,13 +27,31 @@ def application(name: str, **options: Any) -> Application:
     Raises:
         InputError: there is none of that name, or it has no such option, or not that value.
     """
-    if name not in APPLICATIONS:
-        raise InputError(f"unknown application {name!r}: one of {', '.join(APPLICATIONS)}")
-    known = inspect.signature(APPLICATIONS[name]).parameters
+    make = _made(name)
+    known = inspect.signature(make).parameters
     for option in options:
         if option not in known:
             raise InputError(f"application {name} has no option {option!r}: it takes {', '.join(known) or 'none'}")
     try:
-        return APPLICATIONS[name](**options)
+        return make(**options)
     except (ValueError, TypeError) as error:
         raise InputError(f"application {name}: {error}") from None
+
+
+def source(name: str) -> str | None:
+    """The file of an application of another package, which ranks must have alike; None for ours."""
+    return None if name in APPLICATIONS else inspect.getsourcefile(_made(name))
+
+
+def _made(name: str) -> Callable[..., Application]:
+    """What makes the application."""
+    if name in APPLICATIONS:
+        return APPLICATIONS[name]
+    others = installed.applications()
+    if name not in others:
+        raise InputError(f"unknown application {name!r}: one of {', '.join([*APPLICATIONS, *others])}")
+    try:
+        make: Callable[..., Application] = others[name].load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"application {name} ({others[name].value}) cannot be loaded: {error}") from None
+    return make

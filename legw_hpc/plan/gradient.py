@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from legw_hpc.recipe import Recipe
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import APPLICATIONS, Recipe
 
 # Passes of the update over the parameters: reading the gradient once for its norm and once to step, reading and
 # writing the weights, and each buffer that the solver keeps (derived; a fused kernel, as optim/ has them).
@@ -13,6 +14,8 @@ _NORMS = {"lars": 2}  # of weights and of gradients, before the step
 def parameters(recipe: Recipe) -> int:
     """Trainable ones of the recipe's network; tests hold them equal to the models'."""
     options = recipe.options
+    if recipe.application not in APPLICATIONS:
+        raise InputError(f"recipe {recipe.name}: how much {recipe.application} exchanges is not known without its package")
     if recipe.application == "ptb-lstm":
         words, hidden, layers = (options.get(k, v) for k, v in (("vocabulary", 10000), ("hidden", 200), ("layers", 2)))
         return words * hidden + layers * (8 * hidden**2 + 4 * hidden) + (hidden + 1) * words

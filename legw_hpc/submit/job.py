@@ -11,7 +11,7 @@ from legw_hpc import sweep
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.grid import cells
-from legw_hpc.recipe import NORMALISED, Recipe, load
+from legw_hpc.recipe import Recipe, load
 from legw_hpc.runlog import JOBS
 from legw_hpc.submit.machine import Machine, seconds
 from legw_hpc.submit.memory import rank_gb
@@ -210,7 +210,7 @@ def _fits(recipe: Recipe, samples: int) -> bool:
     """Does a rank's part of the batch go into micro-batches, all of them full?"""
     if not recipe.micro_batch:  # measured, from equal pieces of the part
         return True
-    together = recipe.application in NORMALISED and recipe.options.get("batch_norm") != "sync"
+    together = recipe.normalised and recipe.options.get("batch_norm") != "sync"
     return samples % recipe.micro_batch == 0 or (samples < recipe.micro_batch and not together)
 
 

@@ -25,6 +25,6 @@ def rank_gb(recipe: Recipe, samples: int, gpu: bool = False) -> float:
         samples: of the global batch that a rank has.
         gpu: the part on the device alone.
     """
-    parameters, sample_bytes = NEEDS[recipe.application]
+    parameters, sample_bytes = NEEDS.get(recipe.application, (0, 0.0))  # what is not known is not refused
     tensors = 4 * COPIES * parameters + min(samples, recipe.most_at_once) * sample_bytes
     return (tensors + (0 if gpu else PROCESS_BYTES)) / 1e9

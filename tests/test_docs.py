@@ -1,0 +1,108 @@
+"""The pages of docs/ keep their word: what they tell to do is done here, as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from legw_hpc import installed, runlog
+from tests.conftest import Cli
+from tests.parallel.ranks import launch, needs_mpi
+
+ROOT = Path(__file__).parents[1]
+OWN_MODEL = (ROOT / "docs/your-own-model.md").read_text()
+
+
+def block(page: str, opening: str) -> str:
+    """The code block that begins with these words."""
+    found = [text for text in re.findall(r"```\w+\n(.*?)```", page, re.S) if text.startswith(opening)]
+    assert len(found) == 1, opening
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the page in a folder, installed into `site` there; as a user's `pip install` does into an environment."""
+    folder = tmp_path_factory.mktemp("own")
+    for name, opening in {"spirals.py": '"""Two', "pyproject.toml": "[project]", "spirals.toml": "application"}.items():
+        (folder / name).write_text(block(OWN_MODEL, opening))
+    (install,) = re.findall(r"^pip (install .*) \.$", OWN_MODEL, re.M)
+    pip = [sys.executable, "-m", "pip", *install.split(), "--quiet", "--target", "site", "."]
+    done = subprocess.run(pip, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, "spirals.py", "data/spirals"], cwd=folder, check=True, timeout=60)
+    return folder
+
+
+def legw_hpc(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'site'}:{ROOT}"}
+    command = [sys.executable, "-m", "legw_hpc", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_an_application_of_ones_own_is_short() -> None:
+    assert len(block(OWN_MODEL, '"""Two').splitlines()) <= 60
+
+
+def test_an_application_of_ones_own_trains(own_model: Path) -> None:
+    planned = legw_hpc(own_model, "plan", "spirals.toml", "batch=512")
+    assert "k = 16" in planned.stdout, planned.stderr
+    trained = legw_hpc(own_model, "train", "spirals.toml", "out=r", "threads=1")
+    assert trained.returncode == 0, trained.stderr
+    assert runlog.read(own_model / "r")[-1]["metrics"]["accuracy"] > 99
+    told = legw_hpc(own_model, "train", "spirals.toml", "options.width=3")
+    assert (told.returncode, "no option 'width': it takes hidden" in told.stderr) == (2, True)
+
+
+@needs_mpi
+def test_an_application_of_ones_own_on_2_ranks(own_model: Path) -> None:
+    pytest.importorskip("horovod")
+    words = ["env", f"PYTHONPATH={own_model / 'site'}:{ROOT}", sys.executable, "-m", "legw_hpc", "train", "spirals.toml"]
+    code, said = launch(2, [*words, "batch=512", "max_steps=3", "out=two"], cwd=own_model)
+    assert code == 0, said
+    assert runlog.read(own_model / "two")[0]["ranks"] == 2
+
+
+def test_an_application_that_is_not_installed_is_refused(cli: Cli, own_model: Path) -> None:
+    said = cli("plan", own_model / "spirals.toml")
+    assert said.returncode == 2
+    assert "unknown application 'spirals': one of mnist-lstm" in said.stderr
+
+
+def test_an_application_that_cannot_be_loaded_is_one_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = tmp_path / "site" / "broken-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(f"[{installed.GROUP}]\nbroken = not_there:make\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    said = cli("train", "mnist-lstm-sample", "application=broken")
+    assert said.returncode == 2
+    assert "application broken (not_there:make) cannot be loaded: No module named 'not_there'" in said.stderr
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith("http"):
+            path, _, heading = target.partition("#")
+            file = (ROOT / "docs" / path).resolve()
+            assert file.exists(), target
+            if heading:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+                assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings], target
+
+
+COMMAND = re.compile(r"^    legw-hpc (\w+)|^legw-hpc (\w+)", re.M)
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_commands_exist(page: str, cli: Cli) -> None:
+    commands = {first or second for first, second in COMMAND.findall((ROOT / "docs" / page).read_text())}
+    for command in commands:
+        assert cli(command, "--help").returncode == 0, command
