@@ -224,7 +224,9 @@ def _train(options: argparse.Namespace) -> None:
     result = run(recipe)
     if launched().rank == 0:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
-        print(f"done: {metrics}; {result['steps']} steps, {result['samples_per_s']:,.0f} samples/s", flush=True)
+        print(
+            f"done: {metrics or 'not evaluated'}; {result['steps']} steps, {result['samples_per_s']:,.0f} samples/s", flush=True
+        )
 
 
 def _sweep(options: argparse.Namespace) -> None:

@@ -62,8 +62,9 @@ class Place:
         return [end for record in self.records if (end := record.end) is not None and end["status"] == "done"]
 
     def spread(self, metric: str) -> Spread:
-        """A metric over the runs."""
-        return Spread(tuple(end["metrics"][metric] for end in self.done), len(self.records) - len(self.done))
+        """A metric over the runs; those without an evaluation have none."""
+        values = tuple(end["metrics"][metric] for end in self.done if metric in end["metrics"])
+        return Spread(values, len(self.records) - len(self.done))
 
     @property
     def samples_per_s(self) -> float | None:

@@ -33,6 +33,7 @@ NORMALISED = ("resnet50", "resnet20")
 # Those that read a text in windows: rows of words, in order, instead of samples drawn one by one.
 TEXTS = ("ptb-lstm",)
 PRECISIONS = ("fp32", "bf16", "fp16")
+TWINS = ("none", "no-exchange", "synthetic")
 # Above this a measured micro-batch (tuning.py) only costs memory (assumed).
 MOST_MEASURED = 1024
 
@@ -106,6 +107,8 @@ class Recipe:
             where there is batch norm.  0 is the fastest on this machine, measured at the start (tuning.py).
         seed: of initialisation and order.
         eval_every: epochs between evaluations.
+        evaluate: false leaves evaluations out, also the last: for measurements of speed.
+        twin: a run that is a measurement alone, without the exchange or without reading samples (twins.py).
         curvature_every: steps between two measurements of L(x, g) (curvature.py); 0 is never.
         max_steps: stop after so many steps of the run's own schedule; 0 is all.
         out: the run folder; {name}, {batch}, {scheme}, {solver} and {seed} are filled in.
@@ -139,6 +142,8 @@ class Recipe:
     micro_batch: int = 128
     seed: int = 1
     eval_every: float = 1.0
+    evaluate: bool = True
+    twin: str = "none"
     curvature_every: int = 0
     max_steps: int = 0
     checkpoint: Checkpoint = Checkpoint()
@@ -259,7 +264,7 @@ def _check(recipe: Recipe) -> None:
         value = flat[key]
         if value is not None and not (math.isfinite(value) and value >= least):
             raise InputError(f"recipe {recipe.name}: {key} must be at least {least}, not {value}")
-    known = {"application": APPLICATIONS, "solver": SOLVERS, "precision": PRECISIONS}
+    known = {"application": APPLICATIONS, "solver": SOLVERS, "precision": PRECISIONS, "twin": TWINS}
     if recipe.application not in APPLICATIONS:
         known["application"] += tuple(installed.applications())
     for key, names in known.items():
@@ -277,4 +282,6 @@ def _check(recipe: Recipe) -> None:
             f"recipe {recipe.name}: micro_batch=0 (measured) is not for {recipe.application}: batch norm is over a micro-batch, "
             "so its size is part of the result; name one"
         )
+    if recipe.twin == "no-exchange" and recipe.options.get("batch_norm") == "sync":
+        raise InputError(f"recipe {recipe.name}: twin=no-exchange, but batch_norm=sync exchanges in every layer")
     recipe.out_folder()

@@ -99,7 +99,7 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
                     measured = noise.as_line(noise.mean(estimates)) if estimates else {}
                     log.write("step", **_step_line(at, derived), **timing.line(logged), **measured)
                     logged, estimates = dataclasses.replace(timing), []
-                if every.evaluation_due(at.step) or ends:
+                if recipe.evaluate and (every.evaluation_due(at.step) or ends):
                     metrics = _score(work, at.step, log, progress)
                 if at.save or at.stop or ends or every.checkpoint_due(at.step):
                     work.check_data()
@@ -107,7 +107,7 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
                     every.checkpointed()
                 if at.stop and not ends:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
-        if metrics is None:  # the run had ended with a checkpoint, and only its result was missing
+        if metrics is None and recipe.evaluate:  # the run had ended with a checkpoint, and only its result was missing
             metrics = _score(work, derived.last, log, progress)
     except Diverged as error:
         log.write("end", status="diverged", message=str(error))
@@ -116,7 +116,7 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
         progress.close()
     rate = timing.line(Timing())["samples_per_s"]
     seconds = round(timing.samples / rate, 3) if rate else 0.0
-    result = {"status": "done", "metrics": metrics, "steps": derived.last, "samples_per_s": rate, "seconds": seconds}
+    result = {"status": "done", "metrics": metrics or {}, "steps": derived.last, "samples_per_s": rate, "seconds": seconds}
     result = dict(comm.broadcast(result))  # one clock, one result
     log.write("end", **result)
     return result

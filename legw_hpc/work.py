@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from legw_hpc import apps, runlog, tuning
+from legw_hpc import apps, runlog, tuning, twins
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
@@ -91,9 +91,11 @@ class Work:
         )  # fmt: skip
         probe = Probe(self.app, self.model, recipe, self.comm, carried) if recipe.curvature_every else None
         watched = steps if probe is None else probe.watch(steps)
+        watched = twins.repeated(watched, self.derived) if recipe.twin == "synthetic" else watched
+        comm = twins.Apart(self.comm) if recipe.twin == "no-exchange" else self.comm
         try:
             yield from train(
-                self.app, self.model, self.optimizer, watched, self.derived, self.comm, timing=timing, carried=carried,
+                self.app, self.model, self.optimizer, watched, self.derived, comm, timing=timing, carried=carried,
                 precision=self.precision, clip_norm=recipe.clip_norm, asks=asks, probe=probe,
             )  # fmt: skip
         finally:

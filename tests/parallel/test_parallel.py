@@ -131,6 +131,15 @@ def test_ranks_agree_on_a_measured_micro_batch(
             torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
 
 
+def test_a_twin_without_exchange_trains_each_rank_alone(arguments: list[str], tmp_path: Path) -> None:
+    """Rank 0's weights are those of its half of each batch, with the loss divided by the whole; see twins.py."""
+    apart = weights(trained(2, [*arguments, "twin=no-exchange", "max_steps=3"], tmp_path / "apart"))
+    together = weights(trained(2, [*arguments, "max_steps=3"], tmp_path / "together"))
+    assert not all(torch.equal(apart[name], together[name]) for name in apart)
+    times = [line["exchange"] for line in runlog.read(tmp_path / "apart") if line["event"] == "step"]
+    assert max(times) < 0.01
+
+
 @pytest.mark.parametrize("about", ["recipe", "code"])
 def test_ranks_that_disagree_are_named(about: str, arguments: list[str], tmp_path: Path) -> None:
     answers = on_ranks(2, "programs:disagree", arguments=[*arguments, f"out={tmp_path / 'r'}"], about=about)

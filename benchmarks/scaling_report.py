@@ -1,0 +1,185 @@
+"""The page of a scaling study, from the logs of its runs alone; see scaling_study.py."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from legw_hpc.data.files import written_whole
+from legw_hpc.errors import InputError
+from legw_hpc.figures.quality import COLOURS
+from legw_hpc.recipe import TWINS
+from legw_hpc.records import Record, read
+
+WARM = 3  # steps of a run that are not counted: memory, oneDNN's primitives, Horovod's first cycles (assumed)
+PARTS = ("compute", "exchange", "update", "input")
+PAGE, PICTURE = "scaling.md", "scaling.png"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point of the study and kind of run.
+
+    Attributes:
+        kind: "strong" or "weak".
+        twin: "none" is the run itself.
+        seconds: of every counted step of its runs.
+        parts: mean seconds of a step, by what they went to.
+    """
+
+    kind: str
+    nodes: int
+    ranks: int
+    batch: int
+    twin: str
+    seconds: tuple[float, ...]
+    parts: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        """Samples/s: the harmonic mean over steps, which is all samples over all the time."""
+        return statistics.harmonic_mean([self.batch / s for s in self.seconds])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence of the median step, seconds: order statistics, whatever the distribution."""
+        ordered, n = sorted(self.seconds), len(self.seconds)
+        off = 1.96 * math.sqrt(n) / 2  # binomial(n, 1/2), by its normal approximation
+        low, high = math.floor(n / 2 - off), math.ceil(n / 2 + off)
+        return ordered[max(0, low)], ordered[min(n - 1, high)]
+
+
+def write(folder: Path) -> None:
+    """FOLDER/scaling.md and scaling.png; prints the page.
+
+    Raises:
+        InputError: nothing is finished there.
+    """
+    records = [record for path in sorted(folder.glob("*/*/log.jsonl")) if (record := read(path)) and record.end]
+    found = measured(records)
+    if not any(one.twin == "none" for one in found):
+        raise InputError(f"{folder}: no run of a scaling study is finished there")
+    text = page(found, records)
+    with written_whole(folder / PAGE) as path:
+        path.write_text(text, encoding="utf-8")
+    with written_whole(folder / PICTURE) as path:
+        draw(found, path)
+    print(f"{text}\npage: {folder / PAGE}\nplot: {folder / PICTURE}", flush=True)
+
+
+def measured(records: Sequence[Record]) -> list[Measured]:
+    """Runs of one point and twin together, the smallest number of ranks first."""
+    alike: dict[tuple[str, int, int, int, str], list[Record]] = {}
+    for record in records:
+        start = record.lines[0]
+        kind = record.path.parents[1].name.partition("-")[0]
+        alike.setdefault((kind, start["nodes"], start["ranks"], record.recipe.batch, record.recipe.twin), []).append(record)
+    found = []
+    for (kind, nodes, ranks, batch, twin), runs in sorted(alike.items()):
+        steps = [line for run in runs for line in run.lines if line["event"] == "step" and line["step"] > WARM]
+        # A step at the end of an epoch has fewer samples; its time belongs to another batch.
+        derived = runs[0].lines[0]["derived"]
+        even = derived["last_batch"] == derived["batch"]
+        whole = [line for line in steps if even or line["step"] % derived["steps_per_epoch"]]
+        seconds = tuple(batch / line["samples_per_s"] for line in whole)
+        parts = {part: statistics.fmean(s * line[part] for s, line in zip(seconds, whole, strict=True)) for part in PARTS}
+        found.append(Measured(kind, nodes, ranks, batch, twin, seconds, parts))
+    return found
+
+
+def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
+    """Markdown: a table for strong and one for weak scaling, and how they were measured."""
+    start = records[0].lines[0]
+    lines = [f"# How {records[0].recipe.name} scales", ""]
+    for kind in sorted({one.kind for one in found}):
+        runs = {(one.ranks, one.twin): one for one in found if one.kind == kind}
+        ranks = sorted({count for count, twin in runs if twin == "none"})
+        base = runs[ranks[0], "none"]
+        lines += [
+            f"{kind.capitalize()} scaling; efficiency beside {_where(base)}:",
+            "",
+            "| nodes | ranks | batch | ms a step (median, 95 %) | samples/s | efficiency | without exchange | without input | "
+            + " | ".join(f"{part} ms" for part in PARTS) + " |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * len(PARTS),
+        ]  # fmt: skip
+        for count in ranks:
+            one = runs[count, "none"]
+            low, high = one.interval
+            twins = [_efficiency(runs[count, twin], base) if (count, twin) in runs else "" for twin in TWINS[1:]]
+            lines.append(
+                f"| {one.nodes} | {one.ranks} | {one.batch:,} | {1e3 * statistics.median(one.seconds):.1f} ({1e3 * low:.1f} to "
+                f"{1e3 * high:.1f}) | {one.rate:,.0f} | {_efficiency(one, base)} | {' | '.join(twins)} | "
+                + " | ".join(f"{1e3 * one.parts[part]:.2f}" for part in PARTS) + " |"
+            )  # fmt: skip
+        lines.append("")
+    runs_each = len({record.recipe.seed for record in records})
+    counted = max(len(one.seconds) for one in found)
+    lines += [
+        "Efficiency: samples/s a rank beside those of the base, whose run has exchange and input. *Without exchange* and",
+        "*without input* are the same for twins of the run that leave that out: what is lost there is lost to the shared",
+        "machine, not to the network or the files.",
+        f"Rates are harmonic means. Runs of a point and twin: {runs_each}, with {counted} steps counted at most; the first",
+        f"{WARM} steps of a run are not.",
+        "",
+        f"Precision {records[0].recipe.precision}, {start['threads']} threads a rank, {start['comm']}; commit {start['commit']}; "
+        f"torch {start['versions']['torch']}, Horovod {start['versions'].get('horovod')}.",
+        "",
+        f"![Efficiency against ranks]({PICTURE})",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _where(one: Measured) -> str:
+    return f"{one.ranks} {'rank' if one.ranks == 1 else 'ranks'} on {one.nodes} {'node' if one.nodes == 1 else 'nodes'}"
+
+
+def _efficiency(one: Measured, base: Measured) -> str:
+    return f"{efficiency(one, base):.3f}"
+
+
+def efficiency(one: Measured, base: Measured) -> float:
+    """Samples/s a rank, beside the base's."""
+    return one.rate / one.ranks / (base.rate / base.ranks)
+
+
+def draw(found: Sequence[Measured], path: Path) -> None:
+    """Write a PNG: efficiency against ranks, a column a kind, a line for the run and each twin."""
+    kinds = sorted({one.kind for one in found})
+    figure, grid = plt.subplots(1, len(kinds), figsize=(4.8 * len(kinds), 3.6), dpi=150, layout="constrained", squeeze=False)
+    labels = dict(zip(TWINS, ("as it trains", "without exchange", "without input"), strict=True))
+    for axes, kind in zip(grid[0], kinds, strict=True):
+        mine = [one for one in found if one.kind == kind]
+        base = next(one for one in mine if one.twin == "none")
+        for twin, colour, style in zip(TWINS, COLOURS, ("-", "--", ":"), strict=False):
+            line = [one for one in mine if one.twin == twin]
+            axes.plot(
+                [one.ranks for one in line],
+                [efficiency(one, base) for one in line],
+                style,
+                color=colour,
+                marker="o",
+                label=labels[twin],
+            )
+        axes.axhline(1.0, color="0.6", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sorted({one.ranks for one in mine})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set_ylim(0, 1.15 * max(1.0, *(efficiency(one, base) for one in mine)))
+        axes.set_xlabel("ranks")
+        axes.set_ylabel(f"efficiency beside {_where(base)}")
+        axes.set_title(f"{kind} scaling")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, format="png")
+    plt.close(figure)

@@ -1,0 +1,163 @@
+"""How a recipe scales over ranks or nodes, strong and weak, and which part of a step the loss goes to.
+
+Every point is three short runs of the recipe: as it is, its twin without the exchange, and its twin with the first step's
+samples for ever (legw_hpc/twins.py).  They are ordinary run folders: what is finished is not run again, and the page is
+made of their logs alone, at any time.
+
+    python -m benchmarks.scaling_study mnist-lstm batch=4096 --ranks 1,2
+    python -m benchmarks.scaling_study imagenet-resnet50 batch=32768 --machine skylake --nodes 1,2,4,8,16 --dry-run
+    python -m benchmarks.scaling_study imagenet-resnet50 batch=32768 --machine skylake --nodes 1,2,4,8,16
+    python -m benchmarks.scaling_study --draw
+
+Here the runs of a point follow one another, so the cores should have nothing else to do.  On a cluster every point is a
+job array of `legw-hpc submit`, a task a run; --draw makes the page when they are through, or of those that are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import scaling_report
+from legw_hpc import local_runs
+from legw_hpc.errors import InputError
+from legw_hpc.grid import cells
+from legw_hpc.recipe import TWINS, load
+from legw_hpc.submit.machine import load as load_machine
+from legw_hpc.sweep import missing
+
+KINDS = ("strong", "weak")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of ranks.
+
+    Attributes:
+        kind: "strong": all points share one global batch; "weak": each rank has the same part everywhere.
+        nodes: 0 on this machine.
+    """
+
+    kind: str
+    ranks: int
+    nodes: int
+    batch: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.kind}-{self.nodes}-nodes-{self.ranks}-ranks" if self.nodes else f"{self.kind}-{self.ranks}-ranks"
+
+    def words(self, recipe: Sequence[str], steps: int, repeats: int) -> list[str]:
+        """Of a grid: the run and its twins, so often."""
+        measured = [f"max_steps={steps}", "log_every=1e-9", "evaluate=false", "checkpoint.every_minutes=0"]
+        others = [word for word in recipe if not word.startswith("batch=")]
+        return [*others, f"batch={self.batch}", *measured, f"seeds={repeats}", "twin=" + ",".join(TWINS)]
+
+
+def points(batch: int, counts: Sequence[tuple[int, int]], kinds: Sequence[str]) -> list[Point]:
+    """What is measured, the small points first.
+
+    Args:
+        batch: of the strong points; the weak ones have it at the largest number of ranks.
+        counts: (ranks, nodes).
+
+    Raises:
+        InputError: the ranks do not share the batch evenly.
+    """
+    most = max(ranks for ranks, _ in counts)
+    if uneven := [ranks for ranks, _ in counts if batch % ranks]:
+        raise InputError(f"batch {batch} over {uneven[0]} ranks leaves {batch % uneven[0]} samples over")
+    weak = {ranks: batch // most * ranks for ranks, _ in counts}
+    batches = {"strong": dict.fromkeys(weak, batch), "weak": weak}
+    return [Point(kind, ranks, nodes, batches[kind][ranks]) for ranks, nodes in sorted(counts) for kind in kinds]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    try:
+        if not options.draw:
+            for point in _wanted(options):
+                words = point.words(options.words[1:], options.steps, options.repeats)
+                _run(options, point, words)
+        if not (options.machine and not options.draw):
+            scaling_report.write(options.to)
+    except InputError as error:
+        print(f"scaling_study: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    about, _, examples = (__doc__ or "").partition("\n\n")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, epilog=examples, formatter_class=formatter, allow_abbrev=False)
+    parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="the recipe, and batch=... of the strong points")
+    parser.add_argument("--ranks", default="1,2", help="on this machine (default: 1,2)")
+    parser.add_argument("--machine", help="submit a job array for each number of nodes instead")
+    parser.add_argument("--nodes", default="1,2,4", help="with --machine (default: 1,2,4)")
+    parser.add_argument("--time", help="with --machine: walltime of a task, HH:MM:SS")
+    parser.add_argument("--dry-run", action="store_true", help="with --machine: print the scripts")
+    parser.add_argument("--kinds", default="strong,weak", help="which (default: strong,weak)")
+    parser.add_argument("--steps", type=int, default=20, help="of each run; the first few are not counted (default: 20)")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each kind (default: 2)")
+    parser.add_argument("--to", type=Path, default=Path("runs/scaling"), help="folder of the runs and the page (runs/scaling)")
+    parser.add_argument("--draw", action="store_true", help="run nothing: make the page of what is finished")
+    options = parser.parse_intermixed_args(arguments)
+    if not options.draw and not options.words:
+        parser.error("name a recipe, or --draw")
+    if options.steps <= scaling_report.WARM:
+        parser.error(f"--steps {options.steps}: the first {scaling_report.WARM} are not counted")
+    return options
+
+
+def _wanted(options: argparse.Namespace) -> list[Point]:
+    kinds = options.kinds.split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise InputError(f"--kinds {unknown[0]}: {' or '.join(KINDS)}")
+    machine = load_machine(options.machine) if options.machine else None
+    counts = list(_counts(options.nodes if machine else options.ranks))
+    options.threads = max(1, len(os.sched_getaffinity(0)) // max(counts))
+    pairs = [(count * machine.ranks, count) if machine else (count, 0) for count in counts]
+    return points(load(options.words[0], options.words[1:]).batch, pairs, kinds)
+
+
+def _counts(text: str) -> Iterator[int]:
+    for word in text.split(","):
+        if not word.isdigit() or not int(word):
+            raise InputError(f"{text}: expected numbers such as 1,2,4")
+        yield int(word)
+
+
+def _run(options: argparse.Namespace, point: Point, words: list[str]) -> None:
+    folder, recipe = options.to / point.folder, options.words[0]
+    if options.machine:
+        more = [*(["--time", options.time] if options.time else []), *(["--dry-run"] if options.dry_run else [])]
+        submit = [
+            sys.executable,
+            "-m",
+            "legw_hpc",
+            "submit",
+            recipe,
+            *words,
+            "--machine",
+            options.machine,
+            "--nodes",
+            str(point.nodes),
+        ]
+        if subprocess.run([*submit, "--array", "--to", str(folder), *more]).returncode:
+            raise InputError(f"{point.folder} was not submitted")
+        return
+    if not any(word.startswith("threads=") for word in words):  # as many at every point, or one rank would have all cores
+        words = [*words, f"threads={options.threads}"]
+    left = missing(cells(recipe, words), folder)
+    print(f"{point.folder}: batch {point.batch:,}, {len(left)} runs to do", flush=True)
+    local_runs.train(left, folder, point.ranks, 1, lambda cell: print(f"  {cell.name}", flush=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Twins of a run that leave one cost out, so that a scaling study can tell what it is: `twin=no-exchange`, `twin=synthetic`.
+
+Their time is a measurement, their weights are worthless: each rank of a twin without exchange trains alone, and one with
+synthetic input sees the samples of its first step for ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from legw_hpc.comm import Comm
+from legw_hpc.data.loader import Step
+from legw_hpc.derived import Derived
+
+
+class Apart(Comm):
+    """One rank among many that does all with the others but sum its gradients.
+
+    A signal to one rank alone does not reach the others, which then wait for it at the next checkpoint.
+    """
+
+    def __init__(self, comm: Comm):
+        vars(self).update(vars(comm))
+        self._comm, self.name = comm, comm.name
+
+    def sum_(self, tensor: Tensor) -> None:
+        """The gradients stay this rank's."""
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        return self._comm.gather_bytes(data)
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        self._comm.broadcast_(tensor)
+
+
+def repeated(steps: Iterator[Step], derived: Derived) -> Iterator[Step]:
+    """The first step's samples, kept in memory, for every step: no reading, no decoding."""
+    first = next(steps, None)
+    if first is None:
+        return
+    kept = list(first.micro_batches)
+    for number in range(first.number, derived.last):
+        starts = number % derived.steps_per_epoch == 0
+        yield dataclasses.replace(first, number=number, first=starts, micro_batches=iter(kept))

@@ -1,0 +1,129 @@
+"""The scaling study: its points, what its page makes of logs, and a small one run to the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import scaling_report, scaling_study
+from benchmarks.scaling_report import Measured
+from benchmarks.scaling_study import Point
+from legw_hpc import records, runlog
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import load
+from tests.conftest import Cli
+
+
+def test_points_share_a_batch_or_have_their_part_of_it() -> None:
+    found = scaling_study.points(256, [(2, 1), (8, 4)], scaling_study.KINDS)
+    assert found == [Point("strong", 2, 1, 256), Point("weak", 2, 1, 64), Point("strong", 8, 4, 256), Point("weak", 8, 4, 256)]
+    with pytest.raises(InputError, match="batch 256 over 3 ranks leaves 1 samples over"):
+        scaling_study.points(256, [(1, 0), (3, 0)], ["strong"])
+
+
+def log(folder: Path, ranks: int, twin: str, rates: list[float], batch: int = 100, **derived: int) -> None:
+    """A run's log: a step a rate, four fifths of it compute and a fifth exchange."""
+    recipe = load("mnist-lstm-sample", [f"batch={batch}", f"twin={twin}"])
+    start: dict[str, Any] = {
+        "event": "start", "time": 0, "recipe": recipe.as_dict(), "ranks": ranks, "nodes": 1, "threads": 1, "comm": "horovod",
+        "derived": {"steps_per_epoch": 50, "batch": batch, "last_batch": batch} | derived,
+        "commit": "c", "versions": {"torch": "t"},
+    }  # fmt: skip
+    shares = {"compute": 0.8, "exchange": 0.2, "update": 0.0, "input": 0.0}
+    steps = [{"event": "step", "step": i + 1, "samples_per_s": rate, **shares} for i, rate in enumerate(rates)]
+    folder.mkdir(parents=True)
+    lines = [start, *steps, {"event": "end", "status": "done", "steps": len(rates), "metrics": {}}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def measured(folder: Path) -> dict[tuple[int, str], Measured]:
+    read = [record for path in sorted(folder.glob("*/*/log.jsonl")) if (record := records.read(path))]
+    return {(one.ranks, one.twin): one for one in scaling_report.measured(read)}
+
+
+def test_steps_of_all_runs_count_but_the_first_and_those_of_another_size(tmp_path: Path) -> None:
+    warm = [1.0] * scaling_report.WARM
+    log(tmp_path / "strong-1-ranks" / "a", 1, "none", [*warm, 100.0, 50.0], last_batch=7, steps_per_epoch=5)
+    log(tmp_path / "strong-1-ranks" / "b", 1, "none", [*warm, 50.0, 10.0], last_batch=7, steps_per_epoch=5)
+    (one,) = measured(tmp_path).values()
+    assert one.seconds == (1.0, 2.0)
+    assert one.rate == pytest.approx(200 / 3)  # all samples over all the time, not the mean of the rates
+    assert one.parts == pytest.approx({"compute": 1.2, "exchange": 0.3, "update": 0.0, "input": 0.0})
+
+
+def test_efficiency_is_a_ranks_rate_beside_the_smallest_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warm = [1.0] * scaling_report.WARM
+    for ranks, twin, rate in [(2, "none", 200.0), (8, "none", 600.0), (8, "no-exchange", 700.0)]:
+        log(tmp_path / "weak-x" / f"{ranks}{twin}", ranks, twin, [*warm, *[rate] * 20])
+    found = measured(tmp_path)
+    assert scaling_report.efficiency(found[8, "none"], found[2, "none"]) == 0.75
+    scaling_report.write(tmp_path)
+    page = (tmp_path / "scaling.md").read_text()
+    assert "Weak scaling; efficiency beside 2 ranks on 1 node:" in page
+    assert "| 1 | 8 | 100 | 166.7 (166.7 to 166.7) | 600 | 0.750 | 0.875 |  | 133.33 | 33.33 | 0.00 | 0.00 |" in page
+    assert (tmp_path / "scaling.png").stat().st_size > 5000
+    assert page in capsys.readouterr().out
+
+
+def test_the_interval_is_of_order_statistics() -> None:
+    one = Measured("weak", 1, 1, 1, "none", tuple(map(float, range(1, 101))), {})
+    assert one.interval == (41.0, 61.0)  # binomial(100, 1/2): ranks 40 to 61 have 95 %, rounded outwards
+
+
+def test_a_study_from_start_to_page_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["mnist-lstm-sample", "batch=256", "--ranks", "1", "--kinds", "strong", "--steps", "5", "--repeats", "1"]
+    assert scaling_study.main([*words, "--to", str(tmp_path)]) == 0
+    assert "strong-1-ranks: batch 256, 3 runs to do" in capsys.readouterr().out
+    logs = {line[0]["recipe"]["twin"]: line for path in tmp_path.glob("*/*") if (line := runlog.read(path))}
+    assert set(logs) == {"none", "no-exchange", "synthetic"}
+    for twin, lines in logs.items():
+        assert [line["step"] for line in lines if line["event"] == "step"] == [1, 2, 3, 4, 5], twin
+        assert not [line for line in lines if line["event"] == "eval"]
+    losses = [line["loss"] for line in logs["synthetic"] if line["event"] == "step"]
+    assert losses == sorted(losses, reverse=True)  # the same samples again and again: they are learnt
+    assert scaling_study.main([*words, "--to", str(tmp_path)]) == 0
+    assert "0 runs to do" in capsys.readouterr().out
+
+
+def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["mnist-lstm-sample", "batch=256", "--machine", "localhost", "--nodes", "1,2", "--to", str(tmp_path), "--dry-run"]
+    assert scaling_study.main(words) == 0
+    scripts = capfd.readouterr().out
+    assert scripts.count("#SBATCH --array=") == 4
+    assert "weak-1-nodes-1-ranks" in scripts
+    assert "weak-2-nodes-2-ranks" in scripts
+    assert scripts.count("twin=no-exchange") == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["mnist-lstm-sample", "--ranks", "1,x"], "1,x"),
+        (["mnist-lstm-sample", "--ranks", "0"], "0"),
+        (["mnist-lstm-sample", "--kinds", "weka"], "weka"),
+        (["mnist-lstm-sample", "--ranks", "3", "batch=256"], "leaves 1"),
+        (["mnist-lstm-sampel"], "mnist-lstm-sample"),
+        (["--draw"], "no run of a scaling study"),
+    ],
+)
+def test_refused_in_one_line(words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scaling_study.main([*words, "--to", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_a_twin_without_exchange_is_refused_where_every_layer_exchanges(cli: Cli) -> None:
+    said = cli("plan", "cifar10-resnet20", "twin=no-exchange", "options.batch_norm=sync")
+    assert (said.returncode, "batch_norm=sync exchanges in every layer" in said.stderr) == (2, True)
+
+
+def test_one_rank_without_exchange_is_the_run_itself(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    for twin in ("none", "no-exchange"):
+        assert cli("train", *arguments, f"twin={twin}", f"out={twin}", "max_steps=3").returncode == 0
+    one, other = (torch.load(max((tmp_path / out / "checkpoints").glob("*.pt")), weights_only=True)["model"]
+                  for out in ("none", "no-exchange"))  # fmt: skip
+    assert all(torch.equal(one[name], other[name]) for name in one)
