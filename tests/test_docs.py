@@ -98,6 +98,20 @@ def test_links_lead_somewhere(page: str) -> None:
                 assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings], target
 
 
+SPOKEN = re.findall(r"^\|[^|]*?`([^`|]+)`[^|]*\|", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("message", SPOKEN)
+def test_messages_are_what_the_code_says(message: str) -> None:
+    """The words between its blanks ("...", numbers, names in brackets and hosts) are in the source, in this order."""
+    source = "".join(path.read_text() for path in sorted((ROOT / "legw_hpc").rglob("*.py")))
+    words = re.sub(r'"\n\s*f?"', "", source)
+    parts = [part for part in re.split(r"\.\.\.|\d+|\([^)]*\)|n12", message) if len(part.strip()) > 2]
+    assert parts
+    for part in parts:
+        assert part.strip() in words, part
+
+
 COMMAND = re.compile(r"^    legw-hpc (\w+)|^legw-hpc (\w+)", re.M)
 
 
