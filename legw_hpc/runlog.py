@@ -121,22 +121,36 @@ class Progress:
         steps: of the whole run.
         done: steps done before.
         shown: is this rank 0.
+        micro_batches: of this rank in a step.
     """
 
-    def __init__(self, steps: int, done: int, shown: bool):
+    def __init__(self, steps: int, done: int, shown: bool, micro_batches: int):
         self._bar = None
         self._steps, self._shown, self._told = steps, shown, time.monotonic()
+        self._done, self._micro_batches = done, micro_batches
         if shown and sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.1)
 
     def step(self, done: int, **values: Any) -> None:
         """Move the bar, or print a line now and then."""
+        self._done = done
         if self._bar is not None:
             self._bar.set_postfix(values, refresh=False)
             self._bar.update(done - self._bar.n)
+            self._told = time.monotonic()
         elif self._shown and time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
             print(f"step {done} of {self._steps}: " + ", ".join(f"{k} {v}" for k, v in values.items()), flush=True)
+
+    def within(self, done: int) -> None:
+        """Of a step that takes long, how many of its micro-batches are done."""
+        if self._shown and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            about = f"micro-batch {done:,} of {self._micro_batches:,}"
+            if self._bar is not None:
+                self._bar.set_postfix_str(about)
+            else:
+                print(f"step {self._done + 1} of {self._steps}: {about}", flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -80,14 +80,17 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
     done = folder.restore(work.parts, timing, carried, print)
     carried[:] = [tensor.to(work.device) for tensor in carried]
     _announce(work, folder, done)
-    progress = runlog.Progress(derived.steps, done, comm.rank == 0)
+    pieces = -(-recipe.batch // (comm.size * recipe.micro_batch))
+    progress = runlog.Progress(derived.steps, done, comm.rank == 0, pieces)
     every = _Every(recipe, derived, comm.rank == 0)
     metrics: dict[str, float] | None = None
     logged, estimates = dataclasses.replace(timing), list[noise.Noise]()
     try:
         with (
             _stop_signals() as stopped,
-            closing(work.train(done, timing, carried, asks=lambda: (stopped.is_set(), every.minutes_passed()))) as steps,
+            closing(
+                work.train(done, timing, carried, lambda: (stopped.is_set(), every.minutes_passed()), progress.within)
+            ) as steps,
         ):
             for at in steps:
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")

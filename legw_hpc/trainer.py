@@ -122,6 +122,7 @@ def train(
     precision: Precision,
     clip_norm: float = 0.0,
     asks: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+    told: Callable[[int], None] = lambda done: None,
     probe: Callable[[FlatGradients], float | None] | None = None,
 ) -> Iterator[Done]:
     """Train, yielding after every optimizer step; the caller evaluates, checkpoints and logs.
@@ -138,6 +139,7 @@ def train(
         clip_norm: largest norm of the averaged gradient; 0 is no clipping.
         asks: does this rank want to (stop, save); travels with the gradients, so that all ranks know
             of it at the same step.
+        told: called with the micro-batches of the step that are done: a step may take an hour.
         probe: measures something of the averaged gradient, at the weights that it belongs to; leaves
             both as they are (curvature.py).
 
@@ -169,6 +171,7 @@ def train(
             flat.loss += loss.detach()
             if after is not None:
                 carried[number : number + 1] = [after]
+            told(number + 1)
             asked = clock()
         flat.asked.copy_(torch.tensor(asks()))
         items = step.samples // (recipe.data.window or 1)
@@ -205,8 +208,9 @@ def train(
         timing.compute += computed - start - waited
         timing.exchange += exchanged - computed
         timing.update += end - exchanged - probed
-        told = recipe.noise_scale and update
-        estimate = noise.estimate(spread, norm_now**2, items, min(comm.size, items)) if told else None
+        estimate = None
+        if recipe.noise_scale and update:
+            estimate = noise.estimate(spread, norm_now**2, items, min(comm.size, items))
         yield Done(step.number + 1, lr, loss_now, norm_now, not update, stop > 0, save > 0, estimate, curvature)
         asked = start = clock()
 

@@ -80,7 +80,12 @@ class Work:
                 file.check_unchanged()
 
     def train(
-        self, first: int, timing: Timing, carried: list[Tensor], asks: Callable[[], tuple[bool, bool]] = lambda: (False, False)
+        self,
+        first: int,
+        timing: Timing,
+        carried: list[Tensor],
+        asks: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+        told: Callable[[int], None] = lambda done: None,
     ) -> Generator[Done, None, None]:
         """The steps from `first` on, one at a time; see `trainer.train`."""
         recipe = self.recipe
@@ -96,7 +101,7 @@ class Work:
         try:
             yield from train(
                 self.app, self.model, self.optimizer, watched, self.derived, comm, timing=timing, carried=carried,
-                precision=self.precision, clip_norm=recipe.clip_norm, asks=asks, probe=probe,
+                precision=self.precision, clip_norm=recipe.clip_norm, asks=asks, told=told, probe=probe,
             )  # fmt: skip
         finally:
             steps.close()

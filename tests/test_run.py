@@ -309,3 +309,11 @@ def test_data_commands(cli: Cli, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     broken = cli("data", "verify", "d")
     assert (broken.returncode, "train-00001.h5" in broken.stderr) == (2, True)
+
+
+def test_a_step_that_takes_long_tells_where_it_is(cli: Cli, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("legw_hpc.runlog.LINE_SECONDS", 0.0)
+    said = cli("train", *arguments, "max_steps=1").stdout
+    assert [line for line in said.splitlines() if "micro-batch" in line and line.startswith("step ")] == [
+        f"step 1 of 24: micro-batch {done} of 3" for done in (1, 2, 3)
+    ]
