@@ -23,6 +23,7 @@ PROGRAMS = (
     "calibrate",
     "relay",
     "emulated_network",
+    "scaling_study",
 )  # they make no record of ours beside others
 # Seconds that a benchmark may take; the whole quick set is to fit in 600 on two cores.
 LIMIT, QUICK_LIMIT = 3600, 240

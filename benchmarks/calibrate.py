@@ -148,6 +148,8 @@ def run(options: argparse.Namespace) -> None:
             raise InputError("one rank has no link and no jitter: --ranks 2")
         bench, ready = Bench(comm, options.quick), age()
         own = any(word.startswith("data.dir=") for word in options.overrides)
+        if not own and recipe.application not in MAKERS:
+            raise InputError(f"no data can be made up for {recipe.application}: data.dir=...")
         data = [] if own else MAKERS[recipe.application](bench)
         performance = measured(bench, options.recipe, [*options.overrides, *data], options.note, before, ready)
         if comm.rank == 0:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.launcher import launched, local_ranks
+from legw_hpc.tuning import processor
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = RESULTS / "quick"  # what check.py compares with
@@ -222,12 +222,11 @@ def row(name: str, case: Case, seconds: list[float], bench: Bench, threads: int)
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
         flags = next(line for line in lines if line.startswith("flags")).split()
         best = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
-        return f"{model} {best}".strip()
+        return f"{processor()} {best}".strip()
     except (OSError, StopIteration):
-        return platform.machine()
+        return processor()
 
 
 def _judged(goal: Goal, seconds: dict[str, list[float]], cases: Sequence[Case]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -21,6 +22,7 @@ from legw_hpc.recipe import TWINS
 from legw_hpc.records import Record, read
 
 WARM = 3  # steps of a run that are not counted: memory, oneDNN's primitives, Horovod's first cycles (assumed)
+FEW = 5  # even all of so many steps have the median among them with less than 95 % (derived: 1 - 2 / 2**5)
 PARTS = ("compute", "exchange", "update", "input")
 PAGE, PICTURE = "scaling.md", "scaling.png"
 
@@ -34,6 +36,8 @@ class Measured:
         twin: "none" is the run itself.
         seconds: of every counted step of its runs.
         parts: mean seconds of a step, by what they went to.
+        runs: whose steps these are.
+        samples: of a step: the batch, or the words of its rows.
     """
 
     kind: str
@@ -43,15 +47,19 @@ class Measured:
     twin: str
     seconds: tuple[float, ...]
     parts: dict[str, float]
+    runs: int
+    samples: int
 
     @property
     def rate(self) -> float:
         """Samples/s: the harmonic mean over steps, which is all samples over all the time."""
-        return statistics.harmonic_mean([self.batch / s for s in self.seconds])
+        return statistics.harmonic_mean([self.samples / s for s in self.seconds])
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % confidence of the median step, seconds: order statistics, whatever the distribution."""
+    def interval(self) -> tuple[float, float] | None:
+        """95 % confidence of the median step, seconds: order statistics, whatever the distribution; None of few steps."""
+        if len(self.seconds) <= FEW:
+            return None
         ordered, n = sorted(self.seconds), len(self.seconds)
         off = 1.96 * math.sqrt(n) / 2  # binomial(n, 1/2), by its normal approximation
         low, high = math.floor(n / 2 - off), math.ceil(n / 2 + off)
@@ -62,11 +70,15 @@ def write(folder: Path) -> None:
     """FOLDER/scaling.md and scaling.png; prints the page.
 
     Raises:
-        InputError: nothing is finished there.
+        InputError: nothing is finished there, or runs that do not belong together.
     """
-    records = [record for path in sorted(folder.glob("*/*/log.jsonl")) if (record := read(path)) and record.end]
+    found_runs = [record for path in sorted(folder.glob("*/*/log.jsonl")) if (record := read(path))]
+    records = [record for record in found_runs if record.end and record.end["status"] == "done"]
+    alike(records, folder)
     found = measured(records)
-    if not any(one.twin == "none" for one in found):
+    kinds = {one.kind for one in found if one.twin == "none"}
+    found = [one for one in found if one.kind in kinds]  # twins alone have nothing to be beside
+    if not found:
         raise InputError(f"{folder}: no run of a scaling study is finished there")
     text = page(found, records)
     with written_whole(folder / PAGE) as path:
@@ -76,23 +88,52 @@ def write(folder: Path) -> None:
     print(f"{text}\npage: {folder / PAGE}\nplot: {folder / PICTURE}", flush=True)
 
 
+def alike(records: Sequence[Record], folder: Path) -> None:
+    """Refuse runs that one page would compare though they differ in more than their point.
+
+    Raises:
+        InputError: names what differs.
+    """
+    values: dict[str, set[Any]] = {}
+    for record in records:
+        start, kind = record.lines[0], _kind(record)
+        identity = record.recipe.identity() | {"threads a rank": start["threads"]}
+        if kind == "strong":
+            identity["batch of strong points"] = record.recipe.batch
+        else:
+            identity["samples a rank of weak points"] = record.recipe.batch / start["ranks"]
+        for key, value in identity.items():
+            if key not in ("batch", "seed", "twin"):
+                values.setdefault(key, set()).add(repr(value))
+    if many := {key: sorted(found) for key, found in values.items() if len(found) > 1}:
+        key, found = next(iter(many.items()))
+        raise InputError(f"{folder}: the runs there differ in {key}: {', '.join(found)}; another study is another folder, --to")
+
+
+def _kind(record: Record) -> str:
+    return record.path.parents[1].name.partition("-")[0]
+
+
 def measured(records: Sequence[Record]) -> list[Measured]:
-    """Runs of one point and twin together, the smallest number of ranks first."""
-    alike: dict[tuple[str, int, int, int, str], list[Record]] = {}
+    """Runs of one point and twin together, the smallest number of ranks first; those without a step that counts are left out."""
+    points: dict[tuple[str, int, int, int, str], list[Record]] = {}
     for record in records:
         start = record.lines[0]
-        kind = record.path.parents[1].name.partition("-")[0]
-        alike.setdefault((kind, start["nodes"], start["ranks"], record.recipe.batch, record.recipe.twin), []).append(record)
+        point = (_kind(record), start["nodes"], start["ranks"], record.recipe.batch, record.recipe.twin)
+        points.setdefault(point, []).append(record)
     found = []
-    for (kind, nodes, ranks, batch, twin), runs in sorted(alike.items()):
+    for (kind, nodes, ranks, batch, twin), runs in sorted(points.items()):
         steps = [line for run in runs for line in run.lines if line["event"] == "step" and line["step"] > WARM]
         # A step at the end of an epoch has fewer samples; its time belongs to another batch.
         derived = runs[0].lines[0]["derived"]
         even = derived["last_batch"] == derived["batch"]
-        whole = [line for line in steps if even or line["step"] % derived["steps_per_epoch"]]
-        seconds = tuple(batch / line["samples_per_s"] for line in whole)
+        whole = [line for line in steps if line["samples_per_s"] and (even or line["step"] % derived["steps_per_epoch"])]
+        if not whole:
+            continue
+        samples = batch * (runs[0].recipe.data.window or 1)
+        seconds = tuple(samples / line["samples_per_s"] for line in whole)
         parts = {part: statistics.fmean(s * line[part] for s, line in zip(seconds, whole, strict=True)) for part in PARTS}
-        found.append(Measured(kind, nodes, ranks, batch, twin, seconds, parts))
+        found.append(Measured(kind, nodes, ranks, batch, twin, seconds, parts, len(runs), samples))
     return found
 
 
@@ -107,31 +148,31 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
         lines += [
             f"{kind.capitalize()} scaling; efficiency beside {_where(base)}:",
             "",
-            "| nodes | ranks | batch | ms a step (median, 95 %) | samples/s | efficiency | without exchange | without input | "
+            "| nodes | ranks | batch | runs, steps | ms a step (median, 95 %) | samples/s | efficiency | without exchange "
+            "| without input | "
             + " | ".join(f"{part} ms" for part in PARTS) + " |",
-            "|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * len(PARTS),
+            "|--:|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * len(PARTS),
         ]  # fmt: skip
         for count in ranks:
             one = runs[count, "none"]
-            low, high = one.interval
+            between = "" if one.interval is None else " ({:.1f} to {:.1f})".format(*(1e3 * s for s in one.interval))
             twins = [_efficiency(runs[count, twin], base) if (count, twin) in runs else "" for twin in TWINS[1:]]
             lines.append(
-                f"| {one.nodes} | {one.ranks} | {one.batch:,} | {1e3 * statistics.median(one.seconds):.1f} ({1e3 * low:.1f} to "
-                f"{1e3 * high:.1f}) | {one.rate:,.0f} | {_efficiency(one, base)} | {' | '.join(twins)} | "
-                + " | ".join(f"{1e3 * one.parts[part]:.2f}" for part in PARTS) + " |"
-            )  # fmt: skip
+                f"| {one.nodes} | {one.ranks} | {one.batch:,} | {one.runs}, {len(one.seconds)} | "
+                f"{1e3 * statistics.median(one.seconds):.1f}{between} | {one.rate:,.0f} | {_efficiency(one, base)} | "
+                f"{' | '.join(twins)} | " + " | ".join(f"{1e3 * one.parts[part]:.2f}" for part in PARTS) + " |"
+            )
         lines.append("")
-    runs_each = len({record.recipe.seed for record in records})
-    counted = max(len(one.seconds) for one in found)
+    starts = [record.lines[0] for record in records]
+    how = ", ".join(f"{start['comm']} on {start['ranks']}" for start in {start["ranks"]: start for start in starts}.values())
     lines += [
-        "Efficiency: samples/s a rank beside those of the base, whose run has exchange and input. *Without exchange* and",
-        "*without input* are the same for twins of the run that leave that out: what is lost there is lost to the shared",
-        "machine, not to the network or the files.",
-        f"Rates are harmonic means. Runs of a point and twin: {runs_each}, with {counted} steps counted at most; the first",
-        f"{WARM} steps of a run are not.",
+        "Efficiency: samples/s a rank beside those of the base. *Without exchange* and *without input* are the same for twins of",
+        "the run that leave that out: what is lost there is lost to the shared machine, not to the network or the files. One",
+        f"rank alone exchanges nothing in any case. Rates are harmonic means; the first {WARM} steps of a run are not counted.",
         "",
-        f"Precision {records[0].recipe.precision}, {start['threads']} threads a rank, {start['comm']}; commit {start['commit']}; "
-        f"torch {start['versions']['torch']}, Horovod {start['versions'].get('horovod')}.",
+        f"Precision {records[0].recipe.precision}, {start['threads']} threads a rank; ranks: {how}; commits "
+        f"{', '.join(sorted({str(start['commit']) for start in starts}))}; torch {start['versions']['torch']}, "
+        f"Horovod {start['versions'].get('horovod')}.",
         "",
         f"![Efficiency against ranks]({PICTURE})",
         "",

@@ -7,10 +7,11 @@ made of their logs alone, at any time.
     python -m benchmarks.scaling_study mnist-lstm batch=4096 --ranks 1,2
     python -m benchmarks.scaling_study imagenet-resnet50 batch=32768 --machine skylake --nodes 1,2,4,8,16 --dry-run
     python -m benchmarks.scaling_study imagenet-resnet50 batch=32768 --machine skylake --nodes 1,2,4,8,16
-    python -m benchmarks.scaling_study --draw
+    python -m benchmarks.scaling_study imagenet-resnet50 --draw
 
 Here the runs of a point follow one another, so the cores should have nothing else to do.  On a cluster every point is a
-job array of `legw-hpc submit`, a task a run; --draw makes the page when they are through, or of those that are.
+job array of `legw-hpc submit`, a task a run, which takes its further options too (--partition, --set ...); tasks that run
+at the same time share the network that they measure.  --draw makes the page when they are through, or of those that are.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from pathlib import Path
 
 from benchmarks import scaling_report
 from legw_hpc import local_runs
-from legw_hpc.errors import InputError
+from legw_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_RESUME, InputError, Interrupted
 from legw_hpc.grid import cells
 from legw_hpc.recipe import TWINS, load
 from legw_hpc.submit.machine import load as load_machine
 from legw_hpc.sweep import missing
 
 KINDS = ("strong", "weak")
+TASK_TIME = "00:20:00"  # assumed: start-up and 20 steps
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ class Point:
         return [*others, f"batch={self.batch}", *measured, f"seeds={repeats}", "twin=" + ",".join(TWINS)]
 
 
-def points(batch: int, counts: Sequence[tuple[int, int]], kinds: Sequence[str]) -> list[Point]:
+def points(batch: int, counts: Sequence[tuple[int, int]], kinds: Sequence[str], share: int | None = None) -> list[Point]:
     """What is measured, the small points first.
 
     Args:
-        batch: of the strong points; the weak ones have it at the largest number of ranks.
+        batch: of the strong points.
         counts: (ranks, nodes).
+        share: of a rank, of the weak points; by default so that the largest of them has `batch`.
 
     Raises:
         InputError: the ranks do not share the batch evenly.
@@ -72,7 +75,7 @@ def points(batch: int, counts: Sequence[tuple[int, int]], kinds: Sequence[str]) 
     most = max(ranks for ranks, _ in counts)
     if uneven := [ranks for ranks, _ in counts if batch % ranks]:
         raise InputError(f"batch {batch} over {uneven[0]} ranks leaves {batch % uneven[0]} samples over")
-    weak = {ranks: batch // most * ranks for ranks, _ in counts}
+    weak = {ranks: (share or batch // most) * ranks for ranks, _ in counts}
     batches = {"strong": dict.fromkeys(weak, batch), "weak": weak}
     return [Point(kind, ranks, nodes, batches[kind][ranks]) for ranks, nodes in sorted(counts) for kind in kinds]
 
@@ -82,36 +85,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.draw:
             for point in _wanted(options):
-                words = point.words(options.words[1:], options.steps, options.repeats)
-                _run(options, point, words)
-        if not (options.machine and not options.draw):
+                _run(options, point, point.words(options.words[1:], options.steps, options.repeats))
+        if options.draw or not options.machine:
             scaling_report.write(options.to)
     except InputError as error:
         print(f"scaling_study: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return EXIT_INPUT
+    except Interrupted as error:
+        print(f"scaling_study: {error}", file=sys.stderr)
+        return EXIT_RESUME
+    return EXIT_DONE
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     about, _, examples = (__doc__ or "").partition("\n\n")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=examples, formatter_class=formatter, allow_abbrev=False)
-    parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="the recipe, and batch=... of the strong points")
+    parser.add_argument("words", nargs="+", metavar="RECIPE key=value", help="the recipe, and batch=... of the strong points")
     parser.add_argument("--ranks", default="1,2", help="on this machine (default: 1,2)")
     parser.add_argument("--machine", help="submit a job array for each number of nodes instead")
     parser.add_argument("--nodes", default="1,2,4", help="with --machine (default: 1,2,4)")
-    parser.add_argument("--time", help="with --machine: walltime of a task, HH:MM:SS")
+    parser.add_argument("--time", default=TASK_TIME, help=f"with --machine: walltime of a run, HH:MM:SS (default: {TASK_TIME})")
     parser.add_argument("--dry-run", action="store_true", help="with --machine: print the scripts")
     parser.add_argument("--kinds", default="strong,weak", help="which (default: strong,weak)")
+    parser.add_argument("--share", type=int, help="samples a rank of weak points (default: the batch over the most ranks)")
     parser.add_argument("--steps", type=int, default=20, help="of each run; the first few are not counted (default: 20)")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each kind (default: 2)")
-    parser.add_argument("--to", type=Path, default=Path("runs/scaling"), help="folder of the runs and the page (runs/scaling)")
+    parser.add_argument("--to", type=Path, help="folder of the runs and the page (default: runs/scaling/RECIPE)")
     parser.add_argument("--draw", action="store_true", help="run nothing: make the page of what is finished")
-    options = parser.parse_intermixed_args(arguments)
-    if not options.draw and not options.words:
-        parser.error("name a recipe, or --draw")
+    options, rest = parser.parse_known_intermixed_args(arguments)
+    options.submit = rest
+    if not options.machine and (options.submit or options.dry_run):
+        parser.error(f"{' '.join(options.submit) or '--dry-run'}: only with --machine")
     if options.steps <= scaling_report.WARM:
         parser.error(f"--steps {options.steps}: the first {scaling_report.WARM} are not counted")
+    options.to = options.to or Path("runs/scaling") / Path(options.words[0]).stem
     return options
 
 
@@ -123,7 +131,7 @@ def _wanted(options: argparse.Namespace) -> list[Point]:
     counts = list(_counts(options.nodes if machine else options.ranks))
     options.threads = max(1, len(os.sched_getaffinity(0)) // max(counts))
     pairs = [(count * machine.ranks, count) if machine else (count, 0) for count in counts]
-    return points(load(options.words[0], options.words[1:]).batch, pairs, kinds)
+    return points(load(options.words[0], options.words[1:]).batch, pairs, kinds, options.share)
 
 
 def _counts(text: str) -> Iterator[int]:
@@ -135,28 +143,17 @@ def _counts(text: str) -> Iterator[int]:
 
 def _run(options: argparse.Namespace, point: Point, words: list[str]) -> None:
     folder, recipe = options.to / point.folder, options.words[0]
-    if options.machine:
-        more = [*(["--time", options.time] if options.time else []), *(["--dry-run"] if options.dry_run else [])]
-        submit = [
-            sys.executable,
-            "-m",
-            "legw_hpc",
-            "submit",
-            recipe,
-            *words,
-            "--machine",
-            options.machine,
-            "--nodes",
-            str(point.nodes),
-        ]
-        if subprocess.run([*submit, "--array", "--to", str(folder), *more]).returncode:
-            raise InputError(f"{point.folder} was not submitted")
-        return
-    if not any(word.startswith("threads=") for word in words):  # as many at every point, or one rank would have all cores
-        words = [*words, f"threads={options.threads}"]
+    if not (options.machine or any(word.startswith("threads=") for word in words)):
+        words = [*words, f"threads={options.threads}"]  # as many at every point, or one rank would have all cores
     left = missing(cells(recipe, words), folder)
     print(f"{point.folder}: batch {point.batch:,}, {len(left)} runs to do", flush=True)
-    local_runs.train(left, folder, point.ranks, 1, lambda cell: print(f"  {cell.name}", flush=True))
+    if options.machine and left:
+        submit = [sys.executable, "-m", "legw_hpc", "submit", recipe, *words, "--machine", options.machine]
+        submit += ["--nodes", str(point.nodes), "--time", options.time, "--array", "--to", str(folder), *options.submit]
+        if subprocess.run([*submit, *(["--dry-run"] if options.dry_run else [])]).returncode:
+            raise InputError(f"{point.folder} was not submitted")
+    elif left:
+        local_runs.train(left, folder, point.ranks, 1, lambda cell: print(f"  {cell.name}", flush=True))
 
 
 if __name__ == "__main__":

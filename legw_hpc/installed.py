@@ -16,3 +16,9 @@ GROUP = "legw_hpc.applications"
 def applications() -> dict[str, EntryPoint]:
     """Where each is, by name; the built-in ones are not among them."""
     return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def package(application: str) -> str | None:
+    """Whose it is, with the version, such as "spirals 0.1"; None for a built-in one."""
+    point = applications().get(application)
+    return f"{point.dist.name} {point.dist.version}" if point is not None and point.dist is not None else None

@@ -195,7 +195,7 @@ class Recipe:
             "data.verify",
         }
         told |= set() if self.normalised else {"micro_batch"}
-        told |= set() if self.curvature_every else {"curvature_every"}
+        told |= {key for key in ("curvature_every", "evaluate", "twin") if getattr(self, key) == DEFAULTS[key]}
         told |= {f"decays.{name}" for name in self.decays if name != self.decay}
         told |= {f"solvers.{name}" for name in self.solvers if name != self.solver}
         flat = strict.flatten(self.as_dict())
@@ -282,6 +282,8 @@ def _check(recipe: Recipe) -> None:
             f"recipe {recipe.name}: micro_batch=0 (measured) is not for {recipe.application}: batch norm is over a micro-batch, "
             "so its size is part of the result; name one"
         )
+    if recipe.twin != "none" and (recipe.curvature_every or recipe.noise_scale):
+        raise InputError(f"recipe {recipe.name}: twin={recipe.twin} measures time alone: not with curvature_every or noise_scale")
     if recipe.twin == "no-exchange" and recipe.options.get("batch_norm") == "sync":
         raise InputError(f"recipe {recipe.name}: twin=no-exchange, but batch_norm=sync exchanges in every layer")
     recipe.out_folder()

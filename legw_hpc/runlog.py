@@ -110,8 +110,11 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 def micro_batch(folder: Path) -> int | None:
     """That of the run in a folder; None if there is none."""
-    start = next((line for line in read(folder) if line["event"] == "start"), None)
-    return None if start is None else int(start["recipe"]["micro_batch"])
+    for line in read(folder):
+        if isinstance(line, dict) and line.get("event") == "start" and isinstance(line.get("recipe"), dict):
+            size = line["recipe"].get("micro_batch")
+            return size if isinstance(size, int) and size > 0 else None
+    return None
 
 
 class Progress:
@@ -181,11 +184,11 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def code(*more: str) -> str:
+def code(*more: Path) -> str:
     """A digest of this package's source, and of more files: ranks of one version may still run different files."""
     here, digest = Path(__file__).parent, hashlib.sha256()
     for file in more:
-        digest.update(Path(file).read_bytes())
+        digest.update(file.read_bytes())
     for path in sorted(here.rglob("*.py")):
         digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

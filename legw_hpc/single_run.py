@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from legw_hpc import noise, runlog
+from legw_hpc import installed, noise, runlog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.derived import Derived
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
@@ -190,6 +190,8 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         folder.log.write("resume", step=done, **facts)
     else:
         about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), **facts}
+        if (package := installed.package(recipe.application)) is not None:
+            about["package"] = package
         folder.log.write("start", **about, versions=runlog.versions(), commit=runlog.commit(), command=runlog.command())
 
 

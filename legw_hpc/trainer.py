@@ -81,7 +81,7 @@ class Timing:
         parts = {name: getattr(self, name) - getattr(since, name) for name in ("input", "compute", "exchange", "update")}
         seconds = sum(parts.values()) or math.inf
         rate = (self.samples - since.samples) / seconds
-        return {"samples_per_s": round(rate, 1), **{name: round(value / seconds, 4) for name, value in parts.items()}}
+        return {"samples_per_s": float(f"{rate:.6g}"), **{name: round(value / seconds, 4) for name, value in parts.items()}}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from legw_hpc.comm import Comm
+from legw_hpc.errors import InputError
 from legw_hpc.recipe import MOST_MEASURED
 
 # A step's share is cut into 1, 2, 4 ... equal pieces; smaller ones than this are never the fastest (assumed).
@@ -42,7 +44,7 @@ class Tuned:
     kept: bool
 
     def __str__(self) -> str:
-        """Such as "128 (of 64, 128, 256: 5,100, 5,300, 5,200 samples/s a rank; kept from an earlier run)"."""
+        """Such as "128 (of 64, 128, 256: 5,100, 5,300, 5,200 a second a rank; kept from an earlier run)"."""
         if not self.seconds:
             return f"{self.micro_batch:,}, as this run began"
         sizes = ", ".join(f"{size:,}" for size in self.seconds)
@@ -61,14 +63,17 @@ def fastest(share: int, measure: Callable[[int], float], comm: Comm, about: dict
 
     Args:
         share: samples of a step, of the rank with most.
-        measure: seconds that a micro-batch of so many samples takes.
+        measure: seconds that a micro-batch of so many samples takes; infinite if it does not fit in memory.
         comm: a rank's time is that of the slowest, for which all wait.
         about: all that decides the time besides the machine's processor.
         folder: where it is kept; `cache()` by default.
+
+    Raises:
+        InputError: nothing fits; on every rank.
     """
-    file = (folder or cache()) / "micro_batch.json"
+    file = folder / "micro_batch.json" if (folder := folder or cache()) else None
     key = json.dumps(about | {"share": share, "ranks": comm.local_size, "processor": processor()}, sort_keys=True)
-    known = comm.broadcast(_read(file).get(key) if comm.rank == 0 else None)
+    known = comm.broadcast(_read(file).get(key) if file and comm.rank == 0 else None)
     if known is not None:
         return _choice({int(size): seconds for size, seconds in known.items()}, kept=True)
     sizes = candidates(share)
@@ -78,15 +83,21 @@ def fastest(share: int, measure: Callable[[int], float], comm: Comm, about: dict
     mine = {size: statistics.median(round[size] for round in rounds) for size in sizes}
     everyone = comm.gather(mine)  # JSON: the sizes come back as text
     slowest = {size: max(theirs[str(size)] for theirs in everyone) for size in sizes}
-    if comm.rank == 0:
-        _keep(file, key, slowest)
-    return _choice(slowest, kept=False)
+    fit = {size: seconds for size, seconds in slowest.items() if math.isfinite(seconds)}
+    if not fit:
+        raise InputError(f"micro_batch=0: not even {sizes[0]} samples at once fit in the device's memory")
+    if file and comm.rank == 0:
+        _keep(file, key, fit)
+    return _choice(fit, kept=False)
 
 
-def cache() -> Path:
-    """The folder of what was measured on this machine."""
-    named = os.environ.get("LEGW_CACHE")
-    return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "legw_hpc").expanduser()
+def cache() -> Path | None:
+    """The folder of what was measured on this machine; None for a user without a home."""
+    named = os.environ.get("LEGW_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "legw_hpc"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError:
+        return None
 
 
 def processor() -> str:

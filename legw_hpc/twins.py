@@ -19,7 +19,8 @@ from legw_hpc.derived import Derived
 class Apart(Comm):
     """One rank among many that does all with the others but sum its gradients.
 
-    A signal to one rank alone does not reach the others, which then wait for it at the next checkpoint.
+    With them go the requests to stop or to save, so such a run heeds none: it is short, and a second Ctrl-C or SIGKILL
+    ends it.  A rank that diverges leaves the others waiting until the watchdog ends them.
     """
 
     def __init__(self, comm: Comm):

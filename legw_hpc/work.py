@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -97,7 +98,9 @@ class Work:
         probe = Probe(self.app, self.model, recipe, self.comm, carried) if recipe.curvature_every else None
         watched = steps if probe is None else probe.watch(steps)
         watched = twins.repeated(watched, self.derived) if recipe.twin == "synthetic" else watched
-        comm = twins.Apart(self.comm) if recipe.twin == "no-exchange" else self.comm
+        comm = self.comm
+        if recipe.twin == "no-exchange":
+            comm, asks = twins.Apart(comm), lambda: (False, False)
         try:
             yield from train(
                 self.app, self.model, self.optimizer, watched, self.derived, comm, timing=timing, carried=carried,
@@ -164,8 +167,9 @@ def _tuned(
     device: torch.device,
 ) -> tuning.Tuned:  # fmt: skip
     """The micro-batch of the run that is gone on with, so that it goes on to the bit; else the fastest."""
-    before = comm.broadcast(runlog.micro_batch(recipe.out_folder()) if comm.rank == 0 else None)
-    if before:
+    with comm.together():
+        before = runlog.micro_batch(recipe.out_folder()) if comm.rank == 0 else None
+    if before := comm.broadcast(before):
         return tuning.Tuned(before, {}, kept=True)
     items = order.items(0, 0)
     mine = part(len(items), comm.rank, comm.size)
@@ -174,16 +178,21 @@ def _tuned(
         tensors = app.decode(data, items[mine.start : mine.start + size], (recipe.seed, 0))
         tensors = tuple(tensor.to(device) for tensor in tensors)
         start = time.perf_counter()
-        with precision.autocast():
-            loss, _ = app.loss(model, None, *tensors)
-        loss.backward()
+        try:
+            with precision.autocast():
+                loss, _ = app.loss(model, None, *tensors)
+            loss.backward()
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return math.inf
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     about = {
         "application": recipe.application, "options": dict(recipe.options), "window": recipe.data.window,
-        "precision": recipe.precision, "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "precision": recipe.precision, "device": gpu or "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
     model.train()
     found = tuning.fastest(-(-len(items) // comm.size), measure, comm, about)
@@ -250,7 +259,7 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
     mine = {
         "recipe": json.dumps(recipe.identity(), sort_keys=True),
         "versions": runlog.versions(),
-        "code": runlog.code(*filter(None, [apps.source(recipe.application)])),
+        "code": runlog.code(*apps.sources(recipe.application)),
         "data": _data_digest(data),
         "initial weights": weights.hexdigest(),
     }

@@ -317,3 +317,16 @@ def test_a_step_that_takes_long_tells_where_it_is(cli: Cli, arguments: list[str]
     assert [line for line in said.splitlines() if "micro-batch" in line and line.startswith("step ")] == [
         f"step 1 of 24: micro-batch {done} of 3" for done in (1, 2, 3)
     ]
+
+
+def test_a_run_of_a_version_without_a_newer_key_is_gone_on_with(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """A key whose default is what the older version did."""
+    assert cli("train", *arguments, "out=r", "max_steps=6").returncode == 0
+    kept = tmp_path / "r" / "recipe.json"
+    values = json.loads(kept.read_text())
+    assert "seed" in json.dumps(values)
+    assert not {"evaluate", "twin", "curvature_every"} & set(json.dumps(values).replace('"', " ").split())
+    assert cli("train", *arguments, "out=r", "max_steps=9").returncode == 0
+    for other in ("twin=synthetic", "evaluate=false"):
+        said = cli("train", *arguments, "out=r", other)
+        assert (said.returncode, "holds a run with" in said.stderr) == (2, True)

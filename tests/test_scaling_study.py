@@ -25,13 +25,16 @@ def test_points_share_a_batch_or_have_their_part_of_it() -> None:
         scaling_study.points(256, [(1, 0), (3, 0)], ["strong"])
 
 
-def log(folder: Path, ranks: int, twin: str, rates: list[float], batch: int = 100, **derived: int) -> None:
+def log(
+    folder: Path, ranks: int, twin: str, rates: list[float], batch: int = 100, threads: int = 1,
+    recipe: tuple[str, ...] = ("mnist-lstm-sample",), **derived: int,
+) -> None:  # fmt: skip
     """A run's log: a step a rate, four fifths of it compute and a fifth exchange."""
-    recipe = load("mnist-lstm-sample", [f"batch={batch}", f"twin={twin}"])
+    trained = load(recipe[0], [*recipe[1:], f"batch={batch}", f"twin={twin}"])
     start: dict[str, Any] = {
-        "event": "start", "time": 0, "recipe": recipe.as_dict(), "ranks": ranks, "nodes": 1, "threads": 1, "comm": "horovod",
+        "event": "start", "time": 0, "recipe": trained.as_dict(), "ranks": ranks, "nodes": 1, "threads": threads,
         "derived": {"steps_per_epoch": 50, "batch": batch, "last_batch": batch} | derived,
-        "commit": "c", "versions": {"torch": "t"},
+        "comm": "horovod", "commit": "c", "versions": {"torch": "t"},
     }  # fmt: skip
     shares = {"compute": 0.8, "exchange": 0.2, "update": 0.0, "input": 0.0}
     steps = [{"event": "step", "step": i + 1, "samples_per_s": rate, **shares} for i, rate in enumerate(rates)]
@@ -58,20 +61,62 @@ def test_steps_of_all_runs_count_but_the_first_and_those_of_another_size(tmp_pat
 def test_efficiency_is_a_ranks_rate_beside_the_smallest_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     warm = [1.0] * scaling_report.WARM
     for ranks, twin, rate in [(2, "none", 200.0), (8, "none", 600.0), (8, "no-exchange", 700.0)]:
-        log(tmp_path / "weak-x" / f"{ranks}{twin}", ranks, twin, [*warm, *[rate] * 20])
+        log(tmp_path / "weak-x" / f"{ranks}{twin}", ranks, twin, [*warm, *[rate] * 20], batch=50 * ranks)
     found = measured(tmp_path)
     assert scaling_report.efficiency(found[8, "none"], found[2, "none"]) == 0.75
     scaling_report.write(tmp_path)
     page = (tmp_path / "scaling.md").read_text()
     assert "Weak scaling; efficiency beside 2 ranks on 1 node:" in page
-    assert "| 1 | 8 | 100 | 166.7 (166.7 to 166.7) | 600 | 0.750 | 0.875 |  | 133.33 | 33.33 | 0.00 | 0.00 |" in page
+    assert "| 1 | 8 | 400 | 1, 20 | 666.7 (666.7 to 666.7) | 600 | 0.750 | 0.875 |  | 533.33 | 133.33 | 0.00 | 0.00 |" in page
     assert (tmp_path / "scaling.png").stat().st_size > 5000
     assert page in capsys.readouterr().out
 
 
 def test_the_interval_is_of_order_statistics() -> None:
-    one = Measured("weak", 1, 1, 1, "none", tuple(map(float, range(1, 101))), {})
-    assert one.interval == (41.0, 61.0)  # binomial(100, 1/2): ranks 40 to 61 have 95 %, rounded outwards
+    """Steps 41 to 61 of 100 have the median among them with 95.4 % (binomial(100, 1/2))."""
+    steps = tuple(map(float, range(1, 101)))
+    assert Measured("weak", 1, 1, 1, "none", steps, {}, 1, 1).interval == (41.0, 61.0)
+    assert Measured("weak", 1, 1, 1, "none", steps[:5], {}, 1, 1).interval is None
+
+
+def test_a_step_of_a_text_is_its_words(tmp_path: Path) -> None:
+    log(tmp_path / "strong-x" / "a", 1, "none", [1.0] * scaling_report.WARM + [1000.0], recipe=("ptb-lstm", "data.window=20"))
+    (one,) = measured(tmp_path).values()
+    assert (one.seconds, one.rate) == ((2.0,), 1000.0)  # 100 rows of 20 words
+
+
+DIFFERENT = {
+    "precision": ({}, {"recipe": ("mnist-lstm-sample", "precision=bf16")}),
+    "name": ({}, {"recipe": ("mnist-lstm",)}),
+    "batch of strong points": ({}, {"batch": 200}),
+    "threads a rank": ({}, {"threads": 2}),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_runs_that_do_not_belong_together_are_refused(what: str, tmp_path: Path) -> None:
+    for name, about in zip("ab", DIFFERENT[what], strict=True):
+        log(tmp_path / "strong-x" / name, 1, "none", [100.0] * 9, **about)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"differ in {what}"):
+        scaling_report.write(tmp_path)
+
+
+UNFINISHED = {
+    "twins alone": [("weak", "no-exchange", [100.0] * 9)],
+    "too few steps": [("strong", "none", [100.0] * scaling_report.WARM)],
+    "no rate": [("strong", "none", [0.0] * 9)],
+}
+
+
+@pytest.mark.parametrize("what", UNFINISHED)
+def test_what_cannot_be_told_yet_is_left_out(what: str, tmp_path: Path) -> None:
+    for kind, twin, rates in UNFINISHED[what]:
+        log(tmp_path / f"{kind}-x" / twin, 1, twin, rates)
+    with pytest.raises(InputError, match="no run of a scaling study is finished"):
+        scaling_report.write(tmp_path)
+    log(tmp_path / "strong-y" / "whole", 2, "none", [100.0] * 9)
+    scaling_report.write(tmp_path)
+    assert "| 1 | 2 | 100 |" in (tmp_path / "scaling.md").read_text()
 
 
 def test_a_study_from_start_to_page_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,12 +136,14 @@ def test_a_study_from_start_to_page_and_again(tmp_path: Path, capsys: pytest.Cap
 
 def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["mnist-lstm-sample", "batch=256", "--machine", "localhost", "--nodes", "1,2", "--to", str(tmp_path), "--dry-run"]
+    words += ["--partition", "short"]
     assert scaling_study.main(words) == 0
     scripts = capfd.readouterr().out
     assert scripts.count("#SBATCH --array=") == 4
     assert "weak-1-nodes-1-ranks" in scripts
     assert "weak-2-nodes-2-ranks" in scripts
     assert scripts.count("twin=no-exchange") == 8
+    assert scripts.count("#SBATCH --partition=short") == 4
 
 
 @pytest.mark.parametrize(
@@ -107,7 +154,7 @@ def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.Captu
         (["mnist-lstm-sample", "--kinds", "weka"], "weka"),
         (["mnist-lstm-sample", "--ranks", "3", "batch=256"], "leaves 1"),
         (["mnist-lstm-sampel"], "mnist-lstm-sample"),
-        (["--draw"], "no run of a scaling study"),
+        (["mnist-lstm", "--draw"], "no run of a scaling study"),
     ],
 )
 def test_refused_in_one_line(words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

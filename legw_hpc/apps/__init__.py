@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from legw_hpc import installed
@@ -11,7 +13,7 @@ from legw_hpc.apps import images, mnist_lstm, ptb_lstm
 from legw_hpc.apps.base import Application
 from legw_hpc.errors import InputError
 
-__all__ = ["APPLICATIONS", "Application", "application", "source"]
+__all__ = ["APPLICATIONS", "Application", "application", "sources"]
 
 APPLICATIONS: dict[str, Callable[..., Application]] = {
     "mnist-lstm": mnist_lstm.mnist_lstm,
@@ -38,9 +40,14 @@ def application(name: str, **options: Any) -> Application:
         raise InputError(f"application {name}: {error}") from None
 
 
-def source(name: str) -> str | None:
-    """The file of an application of another package, which ranks must have alike; None for ours."""
-    return None if name in APPLICATIONS else inspect.getsourcefile(_made(name))
+def sources(name: str) -> list[Path]:
+    """The files of an application of another package, which ranks must have alike; none of ours, or of no file."""
+    module = inspect.getmodule(_made(name)) if name not in APPLICATIONS else None
+    top = sys.modules.get(module.__name__.partition(".")[0]) if module else None
+    if top is None or not getattr(top, "__file__", None):
+        return []
+    file = Path(str(top.__file__))
+    return sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
 
 
 def _made(name: str) -> Callable[..., Application]:
@@ -52,6 +59,8 @@ def _made(name: str) -> Callable[..., Application]:
         raise InputError(f"unknown application {name!r}: one of {', '.join([*APPLICATIONS, *others])}")
     try:
         make: Callable[..., Application] = others[name].load()
-    except (ImportError, AttributeError) as error:
+        if not callable(make):
+            raise TypeError("it is no function")
+    except Exception as error:  # whatever importing another's module comes to
         raise InputError(f"application {name} ({others[name].value}) cannot be loaded: {error}") from None
     return make

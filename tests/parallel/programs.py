@@ -116,3 +116,13 @@ def noise(words: list[str], steps: int) -> list[list[float] | None]:
         return [[one.variance, one.square] if one else None for one in found]
     finally:
         comm.close()
+
+
+def tuned(words: list[str]) -> list[tuple[int, bool]]:
+    """The micro-batch that this rank measures, and that it finds kept: each with whether it was kept."""
+    comm = connect("auto")
+    try:
+        found = [prepare(load(words[0], words[1:]), comm).tuned for _ in range(2)]
+        return [(one.micro_batch, one.kept) for one in found if one is not None]
+    finally:
+        comm.close()

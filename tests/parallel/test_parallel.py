@@ -125,10 +125,14 @@ def test_ranks_agree_on_a_measured_micro_batch(
     alone: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEGW_CACHE", str(tmp_path / "cache"))
-    for out in ("first", "kept"):
-        mine = weights(trained(2, [*arguments, "epochs=5", "micro_batch=0"], tmp_path / out))
-        for name, expected in weights(alone).items():
-            torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
+    words = [*arguments, "epochs=5", "micro_batch=0"]
+    first, second = on_ranks(2, "programs:tuned", words=words)
+    assert first == second
+    (measured, anew), (found, kept) = first
+    assert (measured, anew, kept) == (found, False, True)
+    mine = weights(trained(2, words, tmp_path / "r"))
+    for name, expected in weights(alone).items():
+        torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
 
 
 def test_a_twin_without_exchange_trains_each_rank_alone(arguments: list[str], tmp_path: Path) -> None:
