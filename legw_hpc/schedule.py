@@ -104,12 +104,35 @@ class Poly:
         return lambda epoch: peak * max(0.0, 1.0 - (epoch - begin) / span) ** self.power if span > 0 else 0.0
 
 
-Decay = Constant | MultiStep | Exponential | Poly
+@dataclass(frozen=True)
+class Cyclic:
+    """Triangles from low * peak up to the peak and down again (Smith 2015, arXiv:1506.01186, § 3.1).
+
+    Attributes:
+        step_epochs: from the bottom to the top, half a cycle; there 2 to 10 epochs.
+        low: the bottom, as a share of the peak; there a quarter to a third.
+    """
+
+    step_epochs: float = 4.0
+    low: float = 0.25
+
+    def __post_init__(self) -> None:
+        _at_least_zero("step_epochs", self.step_epochs)
+        _at_least_zero("low", self.low)
+        if not self.step_epochs or self.low > 1:
+            raise ValueError(f"decay cyclic wants step_epochs above 0 and low of at most 1, not {self.step_epochs}, {self.low}")
+
+    def schedule(self, peak: float, epochs: float, warmup_epochs: float) -> Schedule:
+        return lambda epoch: peak * (self.low + (1.0 - self.low) * (1.0 - abs(epoch / self.step_epochs % 2.0 - 1.0)))
+
+
+Decay = Constant | MultiStep | Exponential | Poly | Cyclic
 DECAYS: dict[str, type[Decay]] = {
     "constant": Constant,
     "multi-step": MultiStep,
     "exponential": Exponential,
     "poly": Poly,
+    "cyclic": Cyclic,
 }
 
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legw_hpc.derived import derive
 from legw_hpc.legw import scale
-from legw_hpc.schedule import Constant, Decay, Exponential, MultiStep, Poly, Schedule, build, decay_from
+from legw_hpc.recipe import load
+from legw_hpc.schedule import Constant, Cyclic, Decay, Exponential, MultiStep, Poly, Schedule, build, decay_from
 from tests.test_legw import IMAGENET, TABLE_1
 
 
@@ -55,6 +57,33 @@ def test_poly_for_every_batch(batch: int, lr: float, warmup: float) -> None:
         assert schedule(epoch) == pytest.approx(lr * (1 - epoch / 90) ** 2, rel=1e-12)
     assert schedule(warmup / 4) == pytest.approx(lr / 4)
     assert schedule(90.0) == 0
+
+
+# Smith 2015, his code for "triangular": cycle = floor(1 + it / (2 s)); x = |it / s - 2 cycle + 1|; base + (max - base) (1 - x).
+@pytest.mark.parametrize(("epoch", "lr"), [(0, 1.0), (2, 2.5), (4, 4.0), (5, 3.25), (8, 1.0), (9, 1.75), (12, 4.0), (15, 1.75)])
+def test_triangles(epoch: float, lr: float) -> None:
+    base, most, half = 1.0, 4.0, 4.0
+    cycle = math.floor(1 + epoch / (2 * half))
+    assert base + (most - base) * max(0.0, 1 - abs(epoch / half - 2 * cycle + 1)) == lr
+    assert build(most, 16, decay=Cyclic(half, base / most))(epoch) == pytest.approx(lr)
+
+
+# Published systems: recipe, batch -> peak rate, warmup in epochs, and the rate at epoch 45.
+PUBLISHED = [
+    ("imagenet-goyal-2017", 256, 0.1, 5, 0.01),
+    ("imagenet-goyal-2017", 8192, 3.2, 5, 0.32),
+    ("imagenet-you-2017", 32768, 29.0, 5, 29.0 / 4),
+    ("imagenet-surfsara-2017", 14336, 4.8, 5, 2.4),
+]
+
+
+@pytest.mark.parametrize(("name", "batch", "lr", "warmup", "halfway"), PUBLISHED)
+def test_published_systems(name: str, batch: int, lr: float, warmup: float, halfway: float) -> None:
+    derived = derive(load(name, [f"batch={batch}"]))
+    assert (derived.scaled.lr, derived.scaled.warmup_epochs) == (pytest.approx(lr), warmup)
+    assert derived.schedule(45.0) == pytest.approx(halfway)
+    assert derived.schedule(warmup) == pytest.approx(lr * {"multi-step": 1, "poly": (85 / 90) ** (2 if "you" in name else 1)}[
+        derived.recipe.decay])  # fmt: skip
 
 
 def test_poly_origins_at_32k() -> None:
