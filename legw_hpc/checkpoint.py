@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,14 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         path.write_text(json.dumps(manifest) + "\n")
     for old in _manifests(folder)[keep:]:
         old.unlink(missing_ok=True)  # first: a state without a manifest does not count
-        old.with_suffix(".pt").unlink(missing_ok=True)
+    for state_file in folder.glob("step-*.pt"):  # those, damaged ones, and what was killed before its manifest
+        if not state_file.with_suffix(".json").exists():
+            state_file.unlink(missing_ok=True)
     return target
 
 
 def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest whole checkpoint, the same on every rank; None if there is none.
+    """The newest whole checkpoint, the same on every rank; None if none was ever written.
 
     Args:
         folder: RUN/checkpoints.
@@ -64,12 +67,18 @@ def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[st
         say: told of each damaged checkpoint that is passed over.
 
     Raises:
-        InputError: a checkpoint of another version.
+        InputError: none of several is whole: what to do with so much damage is for a person to say; one that cannot
+            be read, or is of another version.
     """
-    data = comm.broadcast_bytes(_newest(folder, say) if comm.rank == 0 else b"")
+    with comm.together():
+        newest = _newest(folder, say) if comm.rank == 0 else b""
+    data = comm.broadcast_bytes(newest)
     if not data:
         return None
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # its checksum is right: somebody else made it
+        raise InputError(f"{folder}: no checkpoint of this program: {str(error).splitlines()[0]}", agreed=True) from None
     if state.get("version") != VERSION:
         raise InputError(
             f"{folder}: checkpoint version {state.get('version')}, this program reads version {VERSION}", agreed=True
@@ -78,7 +87,9 @@ def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[st
 
 
 def _newest(folder: Path, say: Callable[[str], None]) -> bytes:
-    for manifest in _manifests(folder):
+    """Of a whole one; nothing where there is no manifest at all."""
+    manifests = _manifests(folder)
+    for manifest in manifests:
         path = manifest.with_suffix(".pt")
         try:
             wanted = json.loads(manifest.read_text())
@@ -86,12 +97,28 @@ def _newest(folder: Path, say: Callable[[str], None]) -> bytes:
             if len(data) == wanted["bytes"] and hashlib.sha256(data).hexdigest() == wanted["sha256"]:
                 return data
             why = f"{len(data)} bytes, {wanted['bytes']} written" if len(data) != wanted["bytes"] else "checksum differs"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except FileNotFoundError:
+            why = "gone"
+        except OSError as error:  # it may be whole, and readable again when the file system is
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
             why = str(error)
+        if manifest == manifests[-1]:
+            raise InputError(
+                f"{folder}: none of its {len(manifests)} checkpoints is whole ({path.name}: {why}); remove {folder.parent} "
+                "to begin anew, or bring one back"
+            )
         say(f"{path.name}: damaged ({why}); trying the one before it")
-        # Out of the count: a later save must not keep it in place of a whole one.
-        manifest.rename(manifest.with_suffix(".damaged"))
+        _set_aside(manifest)
     return b""
+
+
+def _set_aside(manifest: Path) -> None:
+    """Out of the count: a later save must not keep it in place of a whole one."""
+    try:
+        manifest.rename(manifest.with_suffix(".damaged"))
+    except OSError as error:
+        raise InputError(f"{manifest}: cannot be renamed: {error.strerror}") from None
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -167,6 +167,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its code; errors that the user can mend are one line, from rank 0."""
     options = parse(arguments)
+    os.umask(os.umask(0o002) | 0o002)  # nothing that is written is everybody's to write
     first = launched().rank == 0
     code = errors.EXIT_DONE
     try:

@@ -258,6 +258,8 @@ def _check(recipe: Recipe) -> None:
         "checkpoint.every_minutes": 0, "stall_minutes": 0, "checkpoint.keep": 1,
         "fixed_warmup_epochs": 0, "warmup_epochs": 0,
     }  # fmt: skip
+    if recipe.seed >= 2**63:
+        raise InputError(f"recipe {recipe.name}: seed must be below 2**63, not {recipe.seed}")
     above = ("epochs", "eval_every", "lr", "log_every")
     flat = strict.flatten(recipe.as_dict())
     for key, least in at_least.items():

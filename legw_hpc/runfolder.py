@@ -77,6 +77,13 @@ class RunFolder:
         found = self._comm.broadcast(ended)
         return None if found is None else dict(found)
 
+    def evaluated(self, step: int) -> bool:
+        """Does the log have the metrics of a step; the same on every rank."""
+        with self._comm.together():
+            lines = runlog.read(self.path) if self._comm.rank == 0 else []
+        found = any(line.get("event") == "eval" and line.get("step") == step for line in lines)
+        return bool(self._comm.broadcast(found))
+
     def restore(self, parts: Mapping[str, Any], timing: Timing, carried: list[Tensor], say: Callable[[str], None]) -> int:
         """Bring everything back to the newest whole checkpoint.
 

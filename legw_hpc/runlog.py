@@ -89,7 +89,7 @@ class RunLog:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; a torn last line is left out.  Empty if there is no log."""
     try:
-        text = (folder / LOG).read_text(encoding="utf-8")
+        text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -176,7 +176,7 @@ def command() -> str:
 def versions() -> dict[str, str | None]:
     """Of everything that can change a number."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("legw_hpc", "torch", "numpy", "h5py", "horovod", "mpi4py"):
+    for name in ("legw_hpc", "torch", "numpy", "h5py", "simplejpeg", "opencv-python-headless", "horovod", "mpi4py"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import sys
 import threading
@@ -44,7 +45,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
         Diverged: the loss or gradient is not finite.
         Interrupted: a signal came; there is a checkpoint.
     """
-    comm = connect(recipe.comm)
+    with _stop_signals() as stopped:
+        return _run(recipe, connect(recipe.comm), stopped)
+
+
+def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]:
     try:
         work = prepare(recipe, comm)
         with RunFolder(work.recipe, work.data, comm) as folder:
@@ -52,7 +57,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
             with watching(folder.path, comm, 60 * recipe.stall_minutes):
-                return _train(work, folder)
+                return _train(work, folder, stopped)
     except InputError as error:
         if comm.size > 1 and not error.agreed:  # in the middle of the run: the others wait for this rank
             print(f"legw-hpc: {error} (rank {comm.rank} on {comm.node})", file=sys.stderr, flush=True)
@@ -73,7 +78,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
         comm.close()
 
 
-def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
+def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str, Any]:
     recipe, comm, derived = work.recipe, work.comm, work.derived
     timing, log = Timing(), folder.log
     carried: list[torch.Tensor] = []
@@ -85,13 +90,14 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
     every = _Every(recipe, derived, comm.rank == 0)
     metrics: dict[str, float] | None = None
     logged, estimates = dataclasses.replace(timing), list[noise.Noise]()
+
+    def asks() -> tuple[bool, bool]:
+        return stopped.is_set(), every.minutes_passed()
+
     try:
-        with (
-            _stop_signals() as stopped,
-            closing(
-                work.train(done, timing, carried, lambda: (stopped.is_set(), every.minutes_passed()), progress.within)
-            ) as steps,
-        ):
+        if recipe.evaluate and 0 < done < derived.last and every.evaluation_due(done) and not folder.evaluated(done):
+            _score(work, done, log, progress)  # it was stopped between the step and its evaluation
+        with closing(work.train(done, timing, carried, asks, progress.within)) as steps:
             for at in steps:
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
                 if at.curvature is not None:
@@ -102,13 +108,15 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
                     measured = noise.as_line(noise.mean(estimates)) if estimates else {}
                     log.write("step", **_step_line(at, derived), **timing.line(logged), **measured)
                     logged, estimates = dataclasses.replace(timing), []
-                if recipe.evaluate and (every.evaluation_due(at.step) or ends):
+                stops = at.stop and not ends  # its evaluation, which may take minutes, is made up for by the run that goes on
+                if recipe.evaluate and not stops and (every.evaluation_due(at.step) or ends):
                     metrics = _score(work, at.step, log, progress)
                 if at.save or at.stop or ends or every.checkpoint_due(at.step):
                     work.check_data()
+                    work.check_finite(at.step)
                     folder.save(at.step, work.parts, timing, carried)
                     every.checkpointed()
-                if at.stop and not ends:
+                if stops:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
         if metrics is None and recipe.evaluate:  # the run had ended with a checkpoint, and only its result was missing
             metrics = _score(work, derived.last, log, progress)
@@ -127,6 +135,8 @@ def _train(work: Work, folder: RunFolder) -> dict[str, Any]:
 
 def _score(work: Work, step: int, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
     metrics = work.score()
+    if not all(map(math.isfinite, metrics.values())):
+        raise Diverged(f"diverged: not finite after step {step}: {', '.join(f'{k} {v:g}' for k, v in metrics.items())}")
     epoch = round(step / work.derived.steps_per_epoch, 4)
     log.write("eval", step=step, epoch=epoch, **metrics)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -85,7 +85,7 @@ def fastest(share: int, measure: Callable[[int], float], comm: Comm, about: dict
     slowest = {size: max(theirs[str(size)] for theirs in everyone) for size in sizes}
     fit = {size: seconds for size, seconds in slowest.items() if math.isfinite(seconds)}
     if not fit:
-        raise InputError(f"micro_batch=0: not even {sizes[0]} samples at once fit in the device's memory")
+        raise InputError(f"micro_batch=0: not even {sizes[0]} samples at once fit in the device's memory", agreed=True)
     if file and comm.rank == 0:
         _keep(file, key, fit)
     return _choice(fit, kept=False)

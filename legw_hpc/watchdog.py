@@ -7,7 +7,8 @@ check does not see a stopped process, as its coordinator waits for it too.
 So each rank has a thread that looks now and then where the main thread is.  A rank that has been in
 one collective for too long leaves a mark, RUN/stalled/RANK.json; the others that are alive see it and
 leave theirs.  Whoever has none, or is not in a collective, is who the others wait for.  The lowest
-waiting rank says so and ends the job.  Until then nothing is written and nothing exchanged.
+waiting rank says so and ends the job.  Until then nothing is written and nothing exchanged; a rank that goes on after
+all takes its mark away.
 """
 
 from __future__ import annotations
@@ -68,17 +69,24 @@ class _Watch:
     def loop(self) -> None:
         waits_in: FrameType | None = None  # kept, so that another call cannot take its place in memory
         since, marked = 0.0, 0.0
+        marked_in: FrameType | None = None
         while not self.over.wait(self.every):
             here = self._collective()
             if here is None or here is not waits_in:
                 waits_in, since = here, time.monotonic()
             waited = here is not None and time.monotonic() - since >= self.seconds
-            if not marked and (waited or self.folder.exists()):
-                marked = time.monotonic()
+            stalled = waited or self._others_wait()
+            if marked and (here is not marked_in or not stalled):  # it went on: a mark that stays would mislead the next time
+                marked, marked_in = 0.0, None
+                self._unmark()
+            elif not marked and stalled:
+                marked, marked_in = time.monotonic(), here
                 self._mark(here is not None)
             # Every rank that runs has had time to leave its mark.
             elif marked and waited and time.monotonic() - marked >= 2 * self.every + 1 and self._judge():
                 self.comm.abort(EXIT_STALLED)
+        if marked:
+            self._unmark()
 
     def _frames(self) -> Iterator[FrameType]:
         """Of the main thread in this package, the innermost first."""
@@ -104,12 +112,23 @@ class _Watch:
             with written_whole(self.folder / f"{self.comm.rank}.json") as path:
                 path.write_text(json.dumps({"waits": waits, "where": where}))
 
-    def _judge(self) -> bool:
-        """Is it for this rank to end the job; if so, it has told why."""
+    def _unmark(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / f"{self.comm.rank}.json").unlink(missing_ok=True)
+
+    def _marks(self) -> dict[int, dict[str, Any]]:
         marks: dict[int, dict[str, Any]] = {}
         for path in self.folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):
                 marks[int(path.stem)] = json.loads(path.read_text())
+        return marks
+
+    def _others_wait(self) -> bool:
+        return any(mark["waits"] for rank, mark in self._marks().items() if rank != self.comm.rank)
+
+    def _judge(self) -> bool:
+        """Is it for this rank to end the job; if so, it has told why."""
+        marks = self._marks()
         waiting = [rank for rank, mark in marks.items() if mark["waits"]]
         if min(waiting, default=self.comm.rank) < self.comm.rank:
             return False

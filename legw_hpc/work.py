@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from legw_hpc import apps, runlog, tuning, twins
+from legw_hpc import apps, runlog, strict, tuning, twins
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
@@ -23,7 +23,7 @@ from legw_hpc.data.order import Order, Shuffled, Windows, part
 from legw_hpc.data.shards import Shards
 from legw_hpc.derived import Derived, derive
 from legw_hpc.device import check_distinct, choose_device, set_threads
-from legw_hpc.errors import InputError
+from legw_hpc.errors import Diverged, InputError
 from legw_hpc.models.batch_norm import synchronise
 from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import Precision
@@ -32,6 +32,8 @@ from legw_hpc.trainer import Done, Timing, evaluate, train
 
 # Above this, rank 0 says what it is waiting for: seconds of reading (assumed).
 SAY_BYTES = 1 << 30
+# Keys of a recipe that each rank may have its own value of: node-local copies, cores.
+OWN_KEYS = ("data.dir", "out", "threads", "input_threads")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,16 @@ class Work:
             files = [file for data in (self.training, *self.evaluated) for file in data.files]
             for file in files[self.comm.local_rank :: self.comm.local_size]:  # a node may have a copy of its own
                 file.check_unchanged()
+
+    def check_finite(self, step: int) -> None:
+        """Before a checkpoint: the last good one is not to make room for weights that are none.
+
+        Raises:
+            Diverged: on every rank, as all have the same weights.
+        """
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise Diverged(f"diverged: {name} is not finite after step {step}")
 
     def train(
         self,
@@ -256,20 +268,22 @@ def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
     weights = hashlib.sha256()
     for tensor in model.state_dict().values():
         weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    recipe_keys = strict.flatten(recipe.as_dict())
     mine = {
-        "recipe": json.dumps(recipe.identity(), sort_keys=True),
+        # All that a rank's course depends on, whether or not it changes the result: invariant 5.
+        "recipe": {key: value for key, value in recipe_keys.items() if key not in OWN_KEYS},
         "versions": runlog.versions(),
-        "code": runlog.code(*apps.sources(recipe.application)),
-        "data": _data_digest(data),
-        "initial weights": weights.hexdigest(),
+        "code": {"digest": runlog.code(*apps.sources(recipe.application))},
+        "data": {"digest": _data_digest(data)},
+        "initial weights": {"digest": weights.hexdigest()},
     }
-    everyone = comm.gather({key: json.dumps(value, sort_keys=True) for key, value in mine.items()})
+    everyone = comm.gather({f"{about}/{key}": repr(value) for about, values in mine.items() for key, value in values.items()})
     for rank, theirs in enumerate(everyone):
-        for key, value in theirs.items():
-            if value != everyone[0][key]:
-                raise InputError(
-                    f"rank {rank} has other {key} than rank 0: {value[:200]} against {everyone[0][key][:200]}", agreed=True
-                )
+        for name in [*everyone[0], *(theirs.keys() - everyone[0].keys())]:
+            if theirs.get(name) != everyone[0].get(name):
+                about, _, key = name.partition("/")
+                here, there = (str(values.get(name)).strip("'")[:80] for values in (theirs, everyone[0]))
+                raise InputError(f"rank {rank} has other {about} than rank 0: {key} {here} against {there}", agreed=True)
 
 
 def _data_digest(data: Shards) -> str:

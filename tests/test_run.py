@@ -129,6 +129,78 @@ def test_a_damaged_checkpoint_is_passed_over(cli: Cli, arguments: list[str], who
     assert_same_bits(whole, run)
 
 
+def test_nothing_is_begun_anew_in_silence_where_no_checkpoint_is_whole(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    assert cli("train", *arguments, "out=r", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
+    before = (run / "log.jsonl").read_bytes()
+    for path in (run / "checkpoints").glob("*.pt"):
+        DAMAGE["truncated"](path)
+    done = cli("train", *arguments, "out=r")
+    assert (done.returncode, "none of its 2 checkpoints is whole" in done.stderr) == (2, True)
+    assert (run / "log.jsonl").read_bytes() == before
+
+
+def test_no_state_without_a_manifest_stays(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """Of a damaged checkpoint, or of a process that was killed between the two files."""
+    folder = tmp_path / "r" / "checkpoints"
+    assert cli("train", *arguments, "out=r", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
+    DAMAGE["bit flipped"](folder / "step-00000009.pt")
+    (folder / "step-00000006.pt").write_bytes(b"killed")
+    assert cli("train", *arguments, "out=r", "max_steps=10").returncode == 0
+    assert sorted(path.name for path in folder.glob("*.pt")) == ["step-00000008.pt", "step-00000010.pt"]
+
+
+def test_a_checkpoint_executes_nothing(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """One that somebody else has made, with a right manifest and a pickle that would run a command."""
+    assert cli("train", *arguments, "out=r", "max_steps=2").returncode == 0
+    state = tmp_path / "r" / "checkpoints" / "step-00000002.pt"
+    torch.save({"version": 2, "step": 2, "model": Evil(tmp_path / "owned")}, state)
+    manifest = {"step": 2, "bytes": state.stat().st_size, "sha256": hashlib.sha256(state.read_bytes()).hexdigest()}
+    state.with_suffix(".json").write_text(json.dumps(manifest))
+    done = cli("train", *arguments, "out=r")
+    assert (done.returncode, "no checkpoint of this program" in done.stderr) == (2, True)
+    assert not (tmp_path / "owned").exists()
+
+
+class Evil:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("minutes", ["0.0001", "0"])
+def test_checkpoints_by_the_clock(minutes: str, cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    words = [*arguments, "out=r", "max_steps=6", f"checkpoint.every_minutes={minutes}", "checkpoint.keep=9"]
+    assert cli("train", *words).returncode == 0
+    steps = len(list((tmp_path / "r" / "checkpoints").glob("*.pt")))
+    assert (steps == 1) if minutes == "0" else (steps > 3)
+
+
+def test_what_a_stop_left_unevaluated_is_evaluated_by_the_run_that_goes_on(
+    cli: Cli, arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """A stop must not wait for an evaluation: the job may have three minutes left."""
+    assert cli("train", *arguments, "out=r", "max_steps=8", "checkpoint.every_steps=4").returncode == 0
+    log = tmp_path / "r" / "log.jsonl"
+    lines = [line for line in log.read_text().splitlines(keepends=True) if '"end"' not in line]
+    # As a signal at step 4 would have left it: a checkpoint of that step, and no evaluation before it.
+    for path in (tmp_path / "r" / "checkpoints").glob("step-00000008.*"):
+        path.unlink()
+    state = tmp_path / "r" / "checkpoints" / "step-00000004.pt"
+    kept = torch.load(state, weights_only=True)
+    before = [line for line in lines if json.loads(line).get("step", 0) <= 4 and '"eval"' not in line]
+    log.write_text("".join(before))
+    torch.save(kept | {"log": log.stat().st_size}, state)
+    manifest = {"step": 4, "bytes": state.stat().st_size, "sha256": hashlib.sha256(state.read_bytes()).hexdigest()}
+    state.with_suffix(".json").write_text(json.dumps(manifest))
+    assert cli("train", *arguments, "out=r").returncode == 0
+    evaluations = [[line["step"] for line in runlog.read(run) if line["event"] == "eval"] for run in (tmp_path / "r", whole)]
+    assert evaluations[0] == evaluations[1]
+    assert_same_bits(whole, tmp_path / "r")
+
+
 def test_a_damaged_checkpoint_does_not_outlive_whole_ones(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
     """Resumed from step 4 past a damaged 9, with keep=1: the checkpoint of step 6 must stay."""
     run = tmp_path / "r"
@@ -207,7 +279,7 @@ def test_only_the_newest_checkpoints_stay(cli: Cli, arguments: list[str], tmp_pa
     assert names == [f"step-{step:08d}.{kind}" for step in (15, 20, 22) for kind in ("json", "pt")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_leaves_a_checkpoint_and_says_resume(arguments: list[str], tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "legw_hpc", "train", *arguments, "epochs=4000", "out=r"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -241,6 +313,31 @@ def test_divergence_is_recorded_not_a_number(cli: Cli, arguments: list[str], tmp
     assert "metrics" not in end
 
 
+def test_a_result_that_is_not_finite_is_a_divergence(
+    cli: Cli, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("legw_hpc.work.Work.score", lambda work: {"accuracy": 10.0, "loss": float("nan")})
+    done = cli("train", *arguments, "out=r", "max_steps=3")
+    assert (done.returncode, "not finite after step 3: accuracy 10, loss nan" in done.stderr) == (3, True)
+    assert runlog.read(tmp_path / "r")[-1]["status"] == "diverged"
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_last_good_checkpoint(
+    cli: Cli, arguments: list[str], tmp_path: Path
+) -> None:
+    """Seen by the loss one step later only."""
+    words = [*arguments, "out=r", "checkpoint.keep=1", "checkpoint.every_steps=1", "evaluate=false"]
+    assert cli("train", *words, "max_steps=2").returncode == 0
+    done = cli("train", *words, "max_steps=9")
+    assert done.returncode == 0
+    sick = "solver=sgd", "lr=3e38", "out=sick"
+    done = cli("train", *words, *sick)
+    assert done.returncode == 3, done.stdout
+    saved = list((tmp_path / "sick" / "checkpoints").glob("*.pt"))
+    for path in saved:
+        assert all(torch.isfinite(value).all() for value in torch.load(path, weights_only=True)["model"].values())
+
+
 def test_unwritable_output(cli: Cli, arguments: list[str]) -> None:
     """A folder that nobody can make, root included."""
     done = cli("train", *arguments, "out=/proc/legw/run")
@@ -253,10 +350,10 @@ def test_a_run_folder_is_not_everybodys(cli: Cli, arguments: list[str], tmp_path
     """Whatever the umask."""
     before = os.umask(0)
     try:
-        assert cli("train", *arguments, "max_steps=1", "out=r").returncode == 0
+        assert cli("train", *arguments, "max_steps=1", "out=runs/of/mine/r").returncode == 0
     finally:
         os.umask(before)
-    for path in (tmp_path / "r", tmp_path / "r" / "checkpoints"):
+    for path in tmp_path.rglob("*"):
         assert not path.stat().st_mode & 0o002, path
 
 

@@ -110,4 +110,4 @@ def _evaluate(model: nn.Module, tokens: Tensor, scored: Tensor) -> dict[str, Ten
 
 def _metrics(sums: dict[str, float]) -> dict[str, float]:
     loss = sums["loss"] / sums["count"]
-    return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss}
+    return {"perplexity": math.exp(loss) if loss < 700 else math.inf if loss == loss else loss, "loss": loss}

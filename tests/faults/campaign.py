@@ -128,8 +128,8 @@ def _live(
     try:
         for i, kind in enumerate(kinds):
             tally = tallies[kind]
-            # From after the first checkpoint on, which some faults damage.
-            first = CHECKPOINT_STEPS + 1
+            # From after the second checkpoint on: some faults damage the newest, and one must be left.
+            first = 2 * CHECKPOINT_STEPS + 1
             begin, end = (first + (subject.steps - first) * part // (len(kinds) + 1) for part in (i, i + 1))
             if not job.reaches(random.randrange(begin, end), START_SECONDS):
                 tally.missed += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from typing import Any
@@ -75,15 +76,22 @@ def serial_by_accident() -> list[str]:
 
 
 def disagree(arguments: list[str], about: str) -> str:
-    """Rank 1 has a recipe, or source files, of its own."""
-    from legw_hpc import runlog
+    """Rank 1 has something of its own."""
+    from legw_hpc import runlog, work
     from legw_hpc.launcher import launched
     from legw_hpc.single_run import run
 
     other = launched().rank == 1
     if other and about == "code":
-        runlog.code = lambda: "other"  # type: ignore[assignment]
-    recipe = load(arguments[0], [*arguments[1:], f"seed={2 if other and about == 'recipe' else 1}"])
+        runlog.code = lambda *more: "other"
+    if other and about == "versions":
+        runlog.versions = lambda: {"torch": "1.0"}
+    if other and about == "data":
+        work._data_digest = lambda data: "other"
+    if other and about == "initial weights":
+        torch.manual_seed = lambda seed: torch.default_generator.manual_seed(seed + 1)
+    seed, steps = (2 if other and about == "recipe" else 1), (7 if other and about == "recipe, but no result" else 8)
+    recipe = load(arguments[0], [*arguments[1:], f"seed={seed}", f"max_steps={steps}"])
     try:
         run(recipe)
     except InputError as error:
@@ -126,3 +134,26 @@ def tuned(words: list[str]) -> list[tuple[int, bool]]:
         return [(one.micro_batch, one.kept) for one in found if one is not None]
     finally:
         comm.close()
+
+
+def nan_on_one_rank(arguments: list[str], rank: int, step: int) -> str:
+    """What a run says whose loss is no number on one rank, from a step on."""
+    from legw_hpc import apps
+    from legw_hpc.errors import Diverged
+    from legw_hpc.launcher import launched
+    from legw_hpc.single_run import run
+
+    app, calls = apps.application("mnist-lstm"), itertools.count()
+
+    def loss(model: torch.nn.Module, carried: None, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        value, _ = app.loss(model, carried, images, labels)
+        return value * (float("nan") if next(calls) >= step else 1.0), None
+
+    if launched().rank == rank:
+        broken = dataclasses.replace(app, loss=loss)
+        apps.APPLICATIONS["mnist-lstm"] = lambda: broken
+    try:
+        run(load(arguments[0], arguments[1:]))
+    except Diverged as error:
+        return str(error)
+    return "trained"

@@ -144,11 +144,29 @@ def test_a_twin_without_exchange_trains_each_rank_alone(arguments: list[str], tm
     assert max(times) < 0.01
 
 
-@pytest.mark.parametrize("about", ["recipe", "code"])
+DISAGREE = {
+    "recipe": "recipe than rank 0: seed 2 against 1",
+    "recipe, but no result": "recipe than rank 0: max_steps 7 against 8",
+    "code": "code than rank 0: digest other against",
+    "versions": "versions than rank 0: python None against 3.",
+    "data": "data than rank 0: digest other against",
+    "initial weights": "initial weights than rank 0: digest",
+}
+
+
+@pytest.mark.parametrize("about", DISAGREE)
 def test_ranks_that_disagree_are_named(about: str, arguments: list[str], tmp_path: Path) -> None:
     answers = on_ranks(2, "programs:disagree", arguments=[*arguments, f"out={tmp_path / 'r'}"], about=about)
-    assert all(f"rank 1 has other {about} than rank 0" in answer for answer in answers), answers
+    assert all(f"rank 1 has other {DISAGREE[about]}" in answer for answer in answers), answers
     assert not (tmp_path / "r").exists()
+
+
+def test_a_loss_that_is_no_number_on_one_rank_stops_all_at_that_step(arguments: list[str], tmp_path: Path) -> None:
+    answers = on_ranks(3, "programs:nan_on_one_rank", arguments=[*arguments, f"out={tmp_path / 'r'}"], rank=1, step=5)
+    assert len(set(answers)) == 1
+    assert re.match(r"diverged at step 5 \(epoch 1\.250, lr .*\): loss nan", answers[0])
+    end = runlog.read(tmp_path / "r")[-1]
+    assert (end["event"], end["status"]) == ("end", "diverged")
 
 
 @pytest.mark.parametrize(

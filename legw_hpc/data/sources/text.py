@@ -38,7 +38,10 @@ def convert_ptb(source: Path, out: Path) -> dict[str, int]:
     """
     for split, md5 in PTB_MD5.items():
         path = _path(source, "ptb", split)
-        found = hashlib.md5(path.read_bytes()).hexdigest()
+        try:
+            found = hashlib.md5(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         if found != md5:
             raise InputError(f"{path}: MD5 {found}, the published file has {md5}; for another text use `legw-hpc data text`")
     return convert(source, out, "ptb")
