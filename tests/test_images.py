@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import cv2
 import h5py
@@ -96,6 +97,23 @@ def test_it_learns_and_counts_exactly(small: Path, cli: Cli, tmp_path: Path) -> 
     metrics = read(tmp_path / "run")[-1]["metrics"]
     assert metrics["top1"] == 100
     assert metrics["top5"] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "smoothing"), [("resnet20", 10, 0.0), ("resnet20", 10, 0.2), ("resnet50", 1000, 0.1)]
+)
+def test_loss_and_metrics_are_those_of_the_formulas(name: str, classes: int, smoothing: float) -> None:
+    """Label smoothing a: (1 - a) of the label's log-likelihood and a of the mean over classes; top-5 by sorting."""
+    app = application(name, classes=classes, label_smoothing=smoothing)
+    logits = torch.randn(37, classes, generator=torch.Generator().manual_seed(0))
+    labels = logits.argsort(1, descending=True)[torch.arange(37), torch.arange(37) % 8].clone()  # ranks 0 ... 7, over and over
+    model, pixels = cast(torch.nn.Module, lambda images: logits), torch.zeros(37, 4, 4, 3, dtype=torch.uint8)
+    log = logits.double().log_softmax(1)
+    label, mean = log[torch.arange(37), labels], log.mean(1)
+    loss, _ = app.loss(model, None, pixels, labels)
+    assert loss.item() == pytest.approx(-((1 - smoothing) * label + smoothing * mean).sum().item(), rel=1e-5)
+    found = app.metrics({key: float(value) for key, value in app.evaluate(model, pixels, labels).items()})
+    assert found == {"top1": 100 * 5 / 37, "top5": 100 * 25 / 37, "loss": pytest.approx(-label.mean().item())}
 
 
 def test_augmentation_belongs_to_the_sample_and_the_epoch(jpegs: Path) -> None:

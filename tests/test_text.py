@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from legw_hpc import runlog
 from legw_hpc.apps import application
 from legw_hpc.apps.ptb_lstm import CONTEXT
 from legw_hpc.data.loader import evaluation_batches
@@ -236,6 +237,16 @@ def test_a_run_resumes_in_the_middle_of_an_epoch_to_the_bit(
     assert torch.equal(whole["carried"], cut["carried"])
     assert (whole["carried"].shape, whole["carried"].dtype) == ((20, 2, 2, 12), torch.float32)
     assert set(read(tmp_path / "whole")[-1]["metrics"]) == {"perplexity", "loss", "valid_perplexity", "valid_loss"}
+
+
+def test_the_large_recipe_trains(shards_of_text: Path, cli: Cli, tmp_path: Path) -> None:
+    """Its own solver, clipping, dropout and decay; the network as wide as the test can afford."""
+    words = [word for word in training(shards_of_text) if not word.startswith(("lr", "options.dropout"))][1:]
+    done = cli("train", "ptb-lstm-large", *words, "options.hidden=24", "max_steps=3", "out=r")
+    assert done.returncode == 0, done.stderr
+    lines = runlog.read(tmp_path / "r")
+    assert lines[0]["recipe"]["options"]["dropout"] == 0.65
+    assert lines[-1]["steps"] == 3
 
 
 def test_another_micro_batch_agrees_to_rounding(shards_of_text: Path, cli: Cli, tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_gradients_share_one_buffer_and_keep_their_strides() -> None:
     assert torch.linalg.vector_norm(flat.gradients) == pytest.approx(norms.norm().item())
 
 
+def test_what_rows_carry_starts_anew_with_each_epoch() -> None:
+    seen: list[float | None] = []
+
+    def loss(model: nn.Module, carried: torch.Tensor | None, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(None if carried is None else carried.item())
+        return model(x).sum(), x
+
+    net = nn.Linear(1, 1)
+    steps = iter(Step(i, i % 3 == 0, 1, iter([(torch.tensor([[float(i)]]),)])) for i in range(7))
+    app = dataclasses.replace(APP, loss=loss)
+    assert len(list(train(app, net, torch.optim.SGD(net.parameters(), 0.1), steps, derived(), Serial(), **fresh()))) == 7
+    assert seen == [None, 0.0, 1.0, None, 3.0, 4.0, None]
+
+
 @pytest.mark.parametrize("micro_batch", [8, 101])
 def test_evaluation_is_exact(shards: Path, micro_batch: int) -> None:
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import time
 from typing import Any
 
 import torch
@@ -103,7 +104,6 @@ def misbehave(how: str) -> None:
     """Rank 1 fails in one of the ways that a rank can."""
     import os
     import signal
-    import time
 
     from legw_hpc.launcher import launched
 
@@ -157,3 +157,27 @@ def nan_on_one_rank(arguments: list[str], rank: int, step: int) -> str:
     except Diverged as error:
         return str(error)
     return "trained"
+
+
+def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str]]:
+    """Marks of the watchdog while rank 1 comes late to an exchange, and after it has come."""
+    from pathlib import Path
+
+    from legw_hpc.watchdog import FOLDER, watching
+
+    comm, marks = connect("auto"), Path(folder) / FOLDER
+
+    def seen() -> list[str]:
+        return sorted(path.name for path in marks.glob("*.json"))
+
+    try:
+        with watching(Path(folder), comm, seconds):
+            during: list[str] = []
+            if comm.rank == 1:
+                time.sleep(late)
+                during = seen()
+            comm.barrier()
+            time.sleep(seconds / 2)  # four looks of the watchdog
+            return [during, seen()]
+    finally:
+        comm.close()

@@ -93,6 +93,8 @@ def test_batch_norm_on_2_ranks(mode: str, alone: int, together: int, small: Path
     reference = trained(1, test_images.training("cifar10-resnet20", small, **changed, micro_batch=alone), tmp_path / "1")
     mine = trained(2, test_images.training("cifar10-resnet20", small, **changed, micro_batch=together), tmp_path / "2")
     close(mine, reference)
+    one, two = (runlog.read(tmp_path / ranks)[-1]["metrics"] for ranks in "12")
+    assert (one["top1"], one["top5"]) == (two["top1"], two["top5"])
 
 
 def test_synchronised_batch_norm_where_a_rank_has_no_sample(small: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from legw_hpc.errors import EXIT_STALLED
 from legw_hpc.launcher import local_ranks
 from legw_hpc.watchdog import report
 from tests import test_images
-from tests.parallel.ranks import ROOT, launch, needs_mpi, ranks_of
+from tests.parallel.ranks import ROOT, launch, needs_mpi, on_ranks, ranks_of
 
 pytestmark = needs_mpi
 TRAIN = [sys.executable, "-m", "legw_hpc", "train"]
@@ -90,6 +90,13 @@ def test_a_stopped_rank_is_named_with_its_host_and_ends_the_others(
     assert process.returncode == EXIT_STALLED, said
     assert f"rank {stopped} on {socket.gethostname()} does not answer" in said
     assert not ranks_of(out)
+
+
+def test_a_rank_that_comes_late_leaves_no_mark(tmp_path: Path) -> None:
+    """A mark that stays would name the wrong rank at the next stall, or keep all from ending."""
+    answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=6.0, late=8.0)
+    assert answers[1][0] == ["0.json", "1.json"]
+    assert [after for _, after in answers] == [[], []]
 
 
 def test_a_bug_on_one_rank_ends_all(arguments: list[str], tmp_path: Path) -> None:
