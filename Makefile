@@ -33,7 +33,7 @@ test: lint
 	@"$(BIN)/pytest" -c .pytest.ini --rootdir .
 
 test-slurm: setup
-	@"$(BIN)/pytest" -c .pytest.ini --rootdir . $(AGAIN) tests/cluster
+	@"$(BIN)/pytest" -c .pytest.ini --rootdir . -rs $(AGAIN) tests/cluster
 
 faults: setup
 	@"$(BIN)/python" -m tests.faults

@@ -20,7 +20,8 @@ ALIVE_SECONDS = 120.0
 LIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "R", "E", "B", "S")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "Q", "H", "W", "T")
 
-# Of a run that has not ended and gives no sign of life: its jobs -> its state before and after its first line of the log.
+# Of a run that has not ended and gives no sign of life: its jobs -> its state before and after it first showed itself:
+# by a line of the log, or a job's output.
 STATES = {
     "live": ("running", "running"),
     "waiting": ("queued", "stopped, queued again"),
@@ -99,7 +100,9 @@ def status(folder: Path, now: float | None = None) -> Status:
     elif now - last_beat(folder) < ALIVE_SECONDS:
         state = "running"
     else:
-        state = STATES[_phase(jobs)][bool(log)]
+        # A job that has printed and been silent since has been there, whatever the scheduler has forgotten.
+        printed = any(job.output.exists() and now - job.output.stat().st_mtime >= ALIVE_SECONDS for job in submitted)
+        state = STATES[_phase(jobs)][bool(log) or printed]
     eta = (steps - at) * _samples_per_step(start) / rate if state == "running" and rate and steps else None
     shown = {k: v for k, v in evaluation.items() if k not in ("event", "time", "step", "epoch") and isinstance(v, int | float)}
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

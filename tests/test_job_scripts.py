@@ -155,6 +155,45 @@ def test_a_chain_queued_ahead(scheduler: str, before: str | None, trains: bool, 
     assert stubs.calls("scontrol") == stubs.calls("qsub") == []
 
 
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_a_chain_queued_ahead_ends_with_what_cannot_work(scheduler: str, stubs: Stubs) -> None:
+    """All ranks on one host: the jobs behind would find the same."""
+    stubs.says("mpirun", "echo here; echo here")
+    made = small(scheduler, ["batch=1024", "out=runs/x"], "ahead", bin=str(stubs.bin), chain=3)
+    (stubs.folder / "runs/x/jobs").mkdir(parents=True)
+    assert run(send.text(made), stubs).returncode == 2
+    assert (stubs.folder / "runs/x/jobs/1.code").read_text() == "2\n"
+    again = run(send.text(made), stubs)
+    assert (again.returncode, "the run has ended with exit code 2" in again.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_a_next_run_that_is_refused_leaves_the_code_and_is_told(scheduler: str, stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    stubs.says("legw-hpc", "exit 85")
+    for command in ("qsub", "scontrol"):
+        stubs.says(command, "echo no such queue >&2; exit 38")
+    made = small(scheduler, chain=2, bin=str(stubs.bin))
+    (stubs.folder / made.file.parent).mkdir(parents=True)
+    done = run(send.text(made), stubs)
+    assert done.returncode == 85
+    assert "legw-hpc: the next run could not be queued; the same command goes on" in done.stderr
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_an_array_of_which_one_cell_is_left(scheduler: str, stubs: Stubs) -> None:
+    """PBS has no array of one: a plain job, which is that cell's in the record."""
+    made = small(scheduler, ["batch=1024,2048"], array=True, to=Path("runs/g"), bin=str(stubs.bin))
+    left = dataclasses.replace(made, tasks=made.tasks[1:])
+    (name,) = left.runs
+    assert send.command(left) == (["qsub", str(left.file)] if scheduler == "pbs" else ["sbatch", "--parsable", str(left.file)])
+    stubs.says("mpirun", RIGHT)
+    (stubs.folder / left.file.parent).mkdir(parents=True)
+    done = run(send.text(left), stubs, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="5")
+    assert done.returncode == 0, done.stderr
+    assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=2048", f"out=runs/g/{name}"]]
+
+
 SLOW = "trap 'exit 85' USR1; for i in $(seq 100); do sleep 0.1; done"
 
 
@@ -191,7 +230,8 @@ def test_array(scheduler: str, stubs: Stubs) -> None:
         assert "--array=0-3" in slurm.directives(made)
         assert stubs.calls("scontrol") == [["requeue", "5_2"]]
     else:
-        assert send.command(made) == ["qsub", "-J", "0-3", "runs/g/jobs/1.pbs"]
+        # PBS: "cannot submit non-rerunable Array Job".
+        assert send.command(made) == ["qsub", "-r", "y", "-J", "0-3", "runs/g/jobs/1.pbs"]
         assert stubs.calls("qsub") == [["-v", "LEGW_LINK=2,LEGW_TASK=2", "runs/g/jobs/1.pbs"]]
         assert [job.id for job in record.jobs(stubs.folder / out.removeprefix("out="))] == ["8.pbs"]
 

@@ -93,6 +93,35 @@ def test_what_the_scheduler_says_of_a_run_that_gives_no_sign_of_life(
     assert status(write(tmp_path / "r", START, STEP), 1101 + ALIVE_SECONDS).state == after
 
 
+def test_a_job_that_printed_and_is_forgotten_has_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It failed before its first line of the log; PBS without history, SLURM without accounting."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    folder = tmp_path / "r" / "jobs"
+    folder.mkdir(parents=True)
+    record.add(folder, "slurm", "5", [])
+    (folder / "5.out").write_text("legw-hpc: expected 2 ranks on each of 2 nodes; nothing trained\n")
+    printed = (folder / "5.out").stat().st_mtime
+    assert status(tmp_path / "r", printed + 1).state == "queued"
+    found = status(tmp_path / "r", printed + ALIVE_SECONDS)
+    assert (found.state, found.error) == ("stopped", "expected 2 ranks on each of 2 nodes; nothing trained")
+
+
+KILLED, LIMIT = "mpirun noticed that process rank 1 exited on signal 9", "=>> PBS: job killed: walltime 600 exceeded limit 590"
+OUTPUTS = {
+    "ours before the launcher's": ("legw-hpc: no shards\nsrun: error: n1: task 0: Exited with exit code 2\n", "no shards"),
+    "the launcher's": (f"a line\n{KILLED}\n", KILLED),
+    "the scheduler's": (f"{LIMIT}\n", LIMIT),
+    "nobody's": ("step 3 of 9\n", ""),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_the_last_error_of_an_output(name: str, tmp_path: Path) -> None:
+    text, error = OUTPUTS[name]
+    (tmp_path / "5.out").write_text(text)
+    assert record.Submitted("slurm", "5", tmp_path / "5.out").last_error() == error
+
+
 def test_a_shortened_run_counts_to_its_own_end(tmp_path: Path) -> None:
     assert status(write(tmp_path / "r", START | {"recipe": {"max_steps": 30}}, STEP)).steps == 30
 

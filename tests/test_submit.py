@@ -205,6 +205,7 @@ WRONG_MACHINES = [
     (["walltime=2 days"], "walltime: expected HH:MM:SS"),
     (["environment.A=1"], "environment.A must be text"),
     (["slurm.mpi=pmix;rm"], "slurm.mpi has characters"),
+    (["slurm.partition=a;b"], "slurm.partition has characters"),
     (["slurm.options=[1]"], "slurm.options must be a list of single lines"),
 ]
 

@@ -60,6 +60,7 @@ class Job:
             script is given.
         chain, account, partition, unpack, bin: see `Options`.
         stage: the data folder that is copied to node-local storage.
+        array: the tasks are those of a grid; one may be left of it.
         file: the script, in the folder that also takes the job's output; relative to where it is submitted.
     """
 
@@ -76,15 +77,12 @@ class Job:
     bin: str = ""
     stage: str = ""
     unpack: str = ""
+    array: bool = False
 
     @property
     def ranks(self) -> int:
         """Of the whole job."""
         return self.nodes * self.machine.ranks
-
-    @property
-    def array(self) -> bool:
-        return len(self.tasks) > 1
 
     @property
     def runs(self) -> list[str]:
@@ -144,6 +142,7 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         machine=machine, nodes=options.nodes, seconds=time, threads=threads, tasks=tasks, chain=options.chain,
         file=folder / f"{options.number}.{suffix}", account=options.account, partition=options.partition,
         bin=options.bin, stage=str(first.data.folder()) if options.stage else "", unpack=options.unpack,
+        array=options.array,
     )  # fmt: skip
 
 
@@ -173,7 +172,8 @@ def _checked_time(machine: Machine, options: Options) -> int:
     warning = machine.warning_seconds
     if time < 2 * warning:
         # The warning would come before the ranks have started and can take it.
-        raise InputError(f"--time {options.time}: the last {warning} s are for the checkpoint; ask for {2 * warning} s or more")
+        asked = f"--time {options.time}" if options.time else f"machine {machine.name}: walltime {machine.walltime}"
+        raise InputError(f"{asked}: the last {warning} s are for the checkpoint; ask for {2 * warning} s or more")
     return time
 
 

@@ -233,6 +233,10 @@ def _check(machine: Machine) -> None:
     if "KMP_AFFINITY" in machine.environment and not machine.bind:
         # Unpinned, every rank's first thread is bound to core 0 (tensorflow#29354).
         raise InputError(f"{where}: environment.KMP_AFFINITY needs bind = true")
-    for key, word in {"slurm.mpi": machine.slurm.mpi, "pbs.select": machine.pbs.select, "local": machine.local}.items():
+    words = {
+        "slurm.mpi": machine.slurm.mpi, "slurm.partition": machine.slurm.partition, "pbs.queue": machine.pbs.queue,
+        "pbs.select": machine.pbs.select, "local": machine.local,
+    }  # fmt: skip
+    for key, word in words.items():
         if not re.fullmatch(r"[\w./+=:-]*", word):
             raise InputError(f"{where}: {key} has characters that do not belong there: {word!r}")

@@ -58,14 +58,14 @@ def text(job: Job) -> str:
         "",
         f'job=$PBS_JOBID nodes=$(sort -u "$PBS_NODEFILE" | wc -l) ranks={job.machine.ranks}',
         f"link=${{LEGW_LINK:-1}} chain={chain}",
-        *(["task=${LEGW_TASK:-${PBS_ARRAY_INDEX:-}}"] if job.array else []),
+        *(["task=${LEGW_TASK:-${PBS_ARRAY_INDEX:-0}}"] if job.array else []),
         *([code] if ahead else []),
         *script.links(job),
         *([] if job.tasks else _GIVEN),
         *script.arguments(job, "task"),
         *(["out=${!#} run=${out##*/}  # of the last argument: the name of the run's folder"] if job.array and inside else []),
         "work=$(mktemp -d)",
-        "trap 'rm -rf \"$work\"' EXIT",
+        script.at_exit(job, 'rm -rf "$work"'),
         *_hosts(job),
         f"launch=({launch.command(job.machine)}{_HOSTS.get(job.machine.pbs.launcher, '')})",
         *script.tell(job, "PBS"),
@@ -79,8 +79,7 @@ def text(job: Job) -> str:
         "rc=0",
         f'timeout --preserve-status --signal=USR1 --kill-after={job.machine.warning_seconds} "$left" \\',
         f'    "${{launch[@]}}" {program.words(job)} train "$@" || rc=$?',
-        *script.clean(job),
-        *script.end(job, _successor(job)),
+        *script.end(job, _successor(job), script.clean(job)),  # the successor first: little time is left
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -169,12 +168,13 @@ def _successor(job: Job) -> list[str]:
     if not job.tasks:
         return [
             'variables="LEGW_LINK=$((link + 1)),CHAIN=$chain,ARGS${STAGE:+,STAGE}${UNPACK:+,UNPACK}${LEGW_BIN:+,LEGW_BIN}"',
-            f'qsub -l select="$nodes:{chunk(job)}" -l walltime="$walltime" -v "$variables" {file}',
+            f'qsub -l select="$nodes:{chunk(job)}" -l walltime="$walltime" -v "$variables" {file} || {script.NOT_QUEUED}',
         ]
     variables, format, of = "LEGW_LINK=$((link + 1))", '{"scheduler": "pbs", "id": "%s"}\\n', ""
     if job.array:
         variables, format, of = f"{variables},LEGW_TASK=$task", format.replace("}", ', "run": "%s"}'), ' "$run"'
     return [
-        f'next=$(qsub -v "{variables}" {file})',
-        f"printf '{format}' \"$next\"{of} >>{shlex.quote(str(job.file.parent / RECORD))} || true  # for legw-hpc status",
+        f'if next=$(qsub -v "{variables}" {file}); then',
+        f"    printf '{format}' \"$next\"{of} >>{shlex.quote(str(job.file.parent / RECORD))} || true  # for legw-hpc status",
+        f"else {script.NOT_QUEUED}; fi",
     ]

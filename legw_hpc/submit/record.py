@@ -17,6 +17,8 @@ from legw_hpc.runlog import JOBS, parse
 
 RECORD = "submitted.jsonl"
 TAIL_BYTES = 65536
+# Who else tells of an end, at the beginning of a line.
+OTHERS = ("slurmstepd: error", "srun: error", "=>> PBS:", "mpirun", "prterun", "mpiexec", "qsub: ", "scontrol: ", "qsub error")
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,14 @@ class Submitted:
         return _slurm_state(self.id) if self.scheduler == "slurm" else _pbs_state(self.id)
 
     def last_error(self) -> str:
-        """The last word of its output from legw-hpc, or from the launcher or the scheduler."""
+        """The last word of its output from legw-hpc; where it said nothing, from the launcher or the scheduler."""
         if not self.output.exists():
             return ""
         with self.output.open("rb") as file:
             file.seek(max(0, self.output.stat().st_size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
-        marks = ("legw-hpc: ", "slurmstepd: error", "srun: error", "=>> PBS:")
-        said = [line for line in text.splitlines() if line.startswith(marks)]
+        lines = text.splitlines()
+        said = [line for line in lines if line.startswith("legw-hpc: ")] or [line for line in lines if line.startswith(OTHERS)]
         return said[-1].removeprefix("legw-hpc: ") if said else ""
 
 

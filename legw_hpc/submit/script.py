@@ -66,8 +66,23 @@ def links(job: Job) -> list[str]:
             "# All jobs of the chain are queued; those after the end of the run have nothing to do.",
             f'before=$(cat "$code" 2>/dev/null || echo {EXIT_RESUME})',
             f'if [ "$before" != {EXIT_RESUME} ]; then echo "the run has ended with exit code $before"; exit 0; fi',
+            at_exit(job),
         ]
     return [f'[ "$link" -le "$chain" ] || {refuse("run $link of at most $chain: not started", EXIT_RESUME)}']
+
+
+def at_exit(job: Job, *more: str) -> str:
+    """The trap of the script's end; a later one takes its place.
+
+    Of a chain that is queued ahead it tells the jobs behind how this one ended, whatever it ended in: the layout, a copy,
+    the training.  An end by a signal (above 128: the walltime) tells nothing, and the next one goes on.
+
+    Args:
+        more: commands besides.
+    """
+    ahead = job.machine.chain == "ahead" and job.chain > 1
+    commands = [*(['rc=$?; [ "$rc" -gt 128 ] || echo "$rc" >"$code"'] if ahead else []), *more]
+    return f"trap {shlex.quote('; '.join(commands))} EXIT"
 
 
 def tell(job: Job, variables: str) -> list[str]:
@@ -124,14 +139,20 @@ def clean(job: Job) -> list[str]:
     return ['[ ${#copies[@]} = 0 ] || timeout 60 "${launch[@]}" rm -rf "${copies[@]}" || true']
 
 
-def end(job: Job, go_on: list[str]) -> list[str]:
+def end(job: Job, go_on: list[str], after: list[str]) -> list[str]:
     """Go on only after a checkpoint: never after a failure or a divergence.
 
     Args:
         go_on: lines, under `if`.
+        after: lines behind them.
     """
     if job.machine.chain == "ahead":
-        lines = ['echo "$rc" >"$code"'] if job.chain > 1 else []
-    else:
-        lines = [f'if [ "$rc" = {EXIT_RESUME} ] && [ "$link" -lt "$chain" ]; then', *(f"    {line}" for line in go_on), "fi"]
-    return [*lines, 'exit "$rc"']
+        return [*after, 'exit "$rc"']
+    return [
+        f'if [ "$rc" = {EXIT_RESUME} ] && [ "$link" -lt "$chain" ]; then', *(f"    {line}" for line in go_on), "fi",
+        *after, 'exit "$rc"',
+    ]  # fmt: skip
+
+
+# What a scheduler's refusal of the next run comes to: the code of this one stays.
+NOT_QUEUED = 'echo >&2 "legw-hpc: the next run could not be queued; the same command goes on"'

@@ -35,8 +35,9 @@ def command(job: Job, after: str = "") -> list[str]:
         wait = [f"--dependency=afterany:{after}"] if after else []
         return ["sbatch", "--parsable", *wait, str(job.file)]
     wait = ["-W", f"depend=afterany:{after}"] if after else []
-    # Not a directive: a task that goes on submits the same script as a job of its own.
-    array = ["-J", f"0-{len(job.tasks) - 1}"] if job.array else []
+    # Not directives: a task that goes on submits the same script as a job of its own.  PBS takes no array that may not be
+    # rerun, and none of one task.
+    array = ["-r", "y", "-J", f"0-{len(job.tasks) - 1}"] if len(job.tasks) > 1 else []
     return ["qsub", *array, *wait, str(job.file)]
 
 

@@ -56,6 +56,9 @@ def text(job: Job) -> str:
         *(f"#SBATCH {line}" for line in directives(job)),
         *script.header(job),
         'cd "$SLURM_SUBMIT_DIR"',
+        "# The warning before the end of the walltime: the ranks write a checkpoint and end with 85.",
+        "run='' asked=''",
+        "trap 'asked=1; [ -z \"$run\" ] || kill -USR1 \"$run\"' USR1",
         *script.environment(job),
         "",
         f"job={job_id} nodes=$SLURM_JOB_NUM_NODES ranks={job.machine.ranks}",
@@ -66,9 +69,6 @@ def text(job: Job) -> str:
         f"launch=({launch.command(job.machine)})",
         *script.tell(job, "SLURM"),
         "",
-        "# The warning before the end of the walltime: the ranks write a checkpoint and end with 85.",
-        "run='' asked=''",
-        "trap 'asked=1; [ -z \"$run\" ] || kill -USR1 \"$run\"' USR1",
         # Nodes copy at their own pace.
         *(["export SLURM_WAIT=0  # of srun: no limit between the ends of the first rank and the last"] if srun else []),
         *script.layout(),
@@ -84,7 +84,7 @@ def text(job: Job) -> str:
         "trap '' USR1",
         *(_node_lost() if job.chain > 1 and job.machine.slurm.chain == "requeue" else []),
         *script.clean(job),
-        *script.end(job, ["# Nothing after it is sure to run.", 'scontrol requeue "$job"']),
+        *script.end(job, ["# Nothing after it is sure to run.", f'scontrol requeue "$job" || {script.NOT_QUEUED}'], []),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
