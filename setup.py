@@ -39,7 +39,7 @@ setup(
         ],
         # mosaicml-streaming is installed by `make bench` without what it requires, some 60 packages and a
         # torchvision that does not load beside torch for CPUs; the last four are what its reader imports.
-        "bench": ["webdataset>=1", "brotli>=1", "python-snappy>=0.7", "xxhash>=3,<4", "zstd>=1.5"],
+        "bench": ["pytorch-optimizer>=3", "webdataset>=1", "brotli>=1", "python-snappy>=0.7", "xxhash>=3,<4", "zstd>=1.5"],
     },
     entry_points={"console_scripts": ["legw-hpc = legw_hpc.cli:main"]},
 )

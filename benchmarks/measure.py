@@ -7,6 +7,7 @@ every rank, after the ranks are connected, and makes the things to measure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.tuning import processor
 
 RESULTS = Path(__file__).parent / "results"
+PEERS = ("pytorch_optimizer", "timm", "webdataset", "mosaicml-streaming", "pillow")
 QUICK_RESULTS = RESULTS / "quick"  # what check.py compares with
 
 
@@ -160,7 +163,8 @@ def run(name: str, about: str, cases: Callable[[Bench], Outcome], *, ranks: int 
                 {"goal": line.name, "value": line.value, "at_most": line.at_most, "note": line.note}
                 for line in said if isinstance(line, Limit)
             ]  # fmt: skip
-            _write(name, about, rows, judged, notes, options.to)
+            own = name if options.ranks == ranks else f"{name}_{options.ranks}_ranks"  # beside the usual record
+            _write(own, about, rows, judged, notes, options.to)
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
@@ -215,8 +219,17 @@ def row(name: str, case: Case, seconds: list[float], bench: Bench, threads: int)
         "oversubscribed": bench.comm.local_size * threads > (os.cpu_count() or 1),
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(), "commit": runlog.commit(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
-        "versions": runlog.versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": runlog.versions() | _peers(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
+
+
+def _peers() -> dict[str, str]:
+    """Versions of what others' packages are installed here to be measured beside."""
+    found = {}
+    for name in PEERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _processor() -> str:
@@ -274,11 +287,12 @@ def table(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[st
             found, sign, wanted = figures(goal)
             lines.append(f"| {goal['goal']} | {found:.3g} | {'≥' if sign == 'least' else '≤'} {wanted:.3g} | {said} |")
     where = rows[0]
+    peers = "".join(f", {name} {where['versions'][name]}" for name in PEERS if name in where["versions"])
     crowd = ", oversubscribed" if where["oversubscribed"] else ""
     lines += ["", *(f"{note}  " for note in notes), ""] if notes else [""]
     lines += [
         f"`{where['command']}`, {where['time']}, commit {where['commit']}; {where['hardware']}; {where['ranks']} ranks x "
-        f"{where['threads']} threads{crowd}; torch {where['versions']['torch']}, Horovod {where['versions']['horovod']}.",
+        f"{where['threads']} threads{crowd}; torch {where['versions']['torch']}, Horovod {where['versions']['horovod']}{peers}.",
         "",
     ]
     return "\n".join(lines)

@@ -19,6 +19,10 @@ def ratio(value: float, goal: str = "ours / theirs", benchmark: str = "step") ->
     return {"benchmark": benchmark, "goal": goal, "ratio": value, "at_least": 2.0, "note": ""}
 
 
+def limit(value: float) -> Line:
+    return {"benchmark": "step", "goal": "% that waits", "value": value, "at_most": 2.0, "note": ""}
+
+
 CASE: Line = {"benchmark": "step", "case": "ours", "median": 3.0}
 
 # What is recorded, what is found, the lines, and how many of them fail.
@@ -28,7 +32,11 @@ COMPARISONS: dict[str, tuple[list[Line], list[Line], list[str], int]] = {
     "a little slower": ([ratio(2)], [ratio(1.72)], ["step: ours / theirs: 1.72, recorded 2.00: 14% less"], 0),
     "too slow": ([ratio(2)], [ratio(1.68)], ["step: ours / theirs: 1.68, recorded 2.00: 16% less, TOO SLOW"], 1),
     "no record": ([CASE], [CASE, ratio(1)], ["step: ours / theirs: 1.00, no record"], 0),
-    "not measured": ([ratio(2)], [CASE], ["step: ours / theirs: not measured, recorded 2.00"], 0),
+    "not measured": ([ratio(2)], [CASE], ["step: ours / theirs: not measured, recorded 2.00, FAILED"], 1),
+    "within the limit": ([limit(0.4)], [limit(1.9)], ["step: % that waits: 1.90, recorded 0.40, limit 2"], 0),
+    "beyond the limit": ([limit(0.4)], [limit(2.1)], ["step: % that waits: 2.10, recorded 0.40, limit 2, TOO LARGE"], 1),
+    "no further beyond it": ([limit(3.0)], [limit(3.3)], ["step: % that waits: 3.30, recorded 3.00, limit 2"], 0),
+    "further beyond it": ([limit(3.0)], [limit(3.5)], ["step: % that waits: 3.50, recorded 3.00, limit 2, TOO LARGE"], 1),
     "each by its benchmark": (
         [ratio(2), ratio(4, benchmark="other")],
         [ratio(1, benchmark="other"), ratio(2)],
@@ -126,9 +134,9 @@ def test_a_benchmark_that_fails_is_named_and_the_others_run(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("found", "faults", "code", "words"),
     [
-        (1.9, [], 0, "1 ratios: 0 lost more than 15%; 0 benchmarks failed"),
+        (1.9, [], 0, "1 figures: 0 lost more than 15%, their limit, or all; 0 benchmarks failed"),
         (1.5, [], 1, "jpeg: ours / theirs: 1.50, recorded 2.00: 25% less, TOO SLOW"),
-        (2.0, ["jpeg: exit code 1"], 1, "1 ratios: 0 lost more than 15%; 1 benchmarks failed"),
+        (2.0, ["jpeg: exit code 1"], 1, "1 figures: 0 lost more than 15%, their limit, or all; 1 benchmarks failed"),
     ],
 )
 def test_the_check_ends_with_1_if_anything_is_slower_or_failed(
