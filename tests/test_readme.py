@@ -35,6 +35,7 @@ def test_plan_prints_what_is_shown(cli: Cli) -> None:
         "legw_hpc/data/FORMAT.md",
         "results/baseline-mnist-lstm.md",
         "results/baseline-ptb-lstm.md",
+        "results/baseline-cifar10-resnet20.md",
         "results/imagenet-sample.md",
         "results/figures.md",
         "results/figure1.md",
