@@ -25,6 +25,8 @@ from legw_hpc.trainer import Done, Timing
 from legw_hpc.watchdog import watching
 from legw_hpc.work import Work, prepare
 
+# Before the first step a rank may read many shards while the others wait: so many times `stall_minutes` (assumed).
+PREPARING = 6.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -50,13 +52,15 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
 
 def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]:
+    stalled = 60 * recipe.stall_minutes
     try:
-        work = prepare(recipe, comm)
+        with watching(recipe.out_folder(), comm, PREPARING * stalled):
+            work = prepare(recipe, comm)
         with RunFolder(work.recipe, work.data, comm) as folder:
             ended = folder.result()
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
-            with watching(folder.path, comm, 60 * recipe.stall_minutes):
+            with watching(folder.path, comm, stalled):
                 return _train(work, folder, stopped)
     except InputError as error:
         if comm.size > 1 and not error.agreed:  # in the middle of the run: the others wait for this rank

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 import threading
 import time
@@ -37,7 +36,8 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
     """Watch this rank's main thread; a collective: all ranks enter together.
 
     Args:
-        run: the run folder.  Where the ranks do not share it, all but those of one node count as stopped.
+        run: the run folder; it need not be there yet.  Where the ranks do not share it, all but those of one node count as
+            stopped.
         comm: its `abort` ends the job, with EXIT_STALLED.
         seconds: in one collective, from which on a rank counts as waiting in vain; 0 is never.
     """
@@ -46,9 +46,9 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
         return
     nodes = comm.gather(comm.node)
     if comm.rank == 0:
-        shutil.rmtree(run / FOLDER, ignore_errors=True)  # of a run that ended so
+        _clear(run / FOLDER)  # of a run that ended so
     comm.barrier()
-    watch = _Watch(run / FOLDER, comm, nodes, seconds)
+    watch = _Watch(run / FOLDER, comm, nodes, seconds, fresh=not run.exists())
     thread = threading.Thread(target=watch.loop, name="legw-watchdog", daemon=True)
     thread.start()
     try:
@@ -58,9 +58,18 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
         thread.join()
 
 
+def _clear(folder: Path) -> None:
+    """Remove marks and nothing else: the folder above may turn out to be a stranger's."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*.json"):
+            if path.stem.isdigit():
+                path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
 class _Watch:
-    def __init__(self, folder: Path, comm: Comm, nodes: list[str], seconds: float):
-        self.folder, self.comm, self.nodes, self.seconds = folder, comm, nodes, seconds
+    def __init__(self, folder: Path, comm: Comm, nodes: list[str], seconds: float, fresh: bool):
+        self.folder, self.comm, self.nodes, self.seconds, self.fresh = folder, comm, nodes, seconds, fresh
         self.main = threading.get_ident()
         self.over = threading.Event()
         # So often that a stall is told within a quarter more than the limit, and seldom enough for a shared file system.
@@ -108,7 +117,7 @@ class _Watch:
         frame = next(self._frames(), None)
         where = "?" if frame is None else f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}"
         with contextlib.suppress(Exception):  # what cannot be written is taken for stopped, and told as such
-            make_folder(self.folder, parents=False)
+            make_folder(self.folder, parents=self.fresh)  # else a run folder that is gone was removed, and stays so
             with written_whole(self.folder / f"{self.comm.rank}.json") as path:
                 path.write_text(json.dumps({"waits": waits, "where": where}))
 

@@ -22,7 +22,7 @@ from legw_hpc.data.loader import evaluation_batches, train_steps
 from legw_hpc.data.order import Order, Shuffled, Windows, part
 from legw_hpc.data.shards import Shards
 from legw_hpc.derived import Derived, derive
-from legw_hpc.device import check_distinct, choose_device, set_threads
+from legw_hpc.device import check_distinct, choose_device, keep_memory, set_threads
 from legw_hpc.errors import Diverged, InputError
 from legw_hpc.models.batch_norm import synchronise
 from legw_hpc.optim import parameter_groups, solver
@@ -144,6 +144,7 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     Raises:
         InputError: what to mend; on every rank.
     """
+    keep_memory()
     with comm.together():
         options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
         app = apps.application(recipe.application, **options)

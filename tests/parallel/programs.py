@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -76,28 +77,33 @@ def serial_by_accident() -> list[str]:
     return said
 
 
-def disagree(arguments: list[str], about: str) -> str:
-    """Rank 1 has something of its own."""
+def disagree(arguments: list[str]) -> dict[str, str]:
+    """What a run says where rank 1 has something of its own, by what that is."""
+    from unittest.mock import patch
+
     from legw_hpc import runlog, work
     from legw_hpc.launcher import launched
     from legw_hpc.single_run import run
 
     other = launched().rank == 1
-    if other and about == "code":
-        runlog.code = lambda *more: "other"
-    if other and about == "versions":
-        runlog.versions = lambda: {"torch": "1.0"}
-    if other and about == "data":
-        work._data_digest = lambda data: "other"
-    if other and about == "initial weights":
-        torch.manual_seed = lambda seed: torch.default_generator.manual_seed(seed + 1)
-    seed, steps = (2 if other and about == "recipe" else 1), (7 if other and about == "recipe, but no result" else 8)
-    recipe = load(arguments[0], [*arguments[1:], f"seed={seed}", f"max_steps={steps}"])
-    try:
-        run(recipe)
-    except InputError as error:
-        return str(error)
-    return "trained"
+    seed = torch.manual_seed
+    changed: dict[str, Any] = {
+        "code": patch.object(runlog, "code", lambda *more: "other"),
+        "versions": patch.object(runlog, "versions", lambda: {"torch": "1.0"}),
+        "data": patch.object(work, "_data_digest", lambda data: "other"),
+        "initial weights": patch.object(torch, "manual_seed", lambda number: seed(number + 1)),
+        "recipe": ["seed=2"],
+        "recipe, but no result": ["max_steps=7"],
+    }
+    said = {}
+    for about, change in changed.items():
+        words = change if other and isinstance(change, list) else []
+        with change if other and not isinstance(change, list) else nullcontext():
+            try:
+                run(load(arguments[0], [*arguments[1:], "max_steps=8", *words]))
+            except InputError as error:
+                said[about] = str(error)
+    return said
 
 
 def misbehave(how: str) -> None:

@@ -92,6 +92,17 @@ def test_a_stopped_rank_is_named_with_its_host_and_ends_the_others(
     assert not ranks_of(out)
 
 
+def test_a_rank_that_stops_before_the_first_step_is_named(arguments: list[str], tmp_path: Path) -> None:
+    """A file system that does not answer while the shards are verified; the run folder is not there yet."""
+    (tmp_path / "sitecustomize.py").write_text(HANGS)
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.02", f"out={tmp_path / 'r'}"]
+    code, said = launch(2, words, timeout=90)
+    assert code == EXIT_STALLED, said
+    assert re.search(rf"stalled for 7\.2 s: rank 1 on {socket.gethostname()} is at work\.py:\d+", said), said
+    code, said = launch(2, [*TRAIN, *arguments, "max_steps=1", f"out={tmp_path / 'r'}"], timeout=90)  # nothing is in the way
+    assert code == 0, said
+
+
 def test_a_rank_that_comes_late_leaves_no_mark(tmp_path: Path) -> None:
     """A mark that stays would name the wrong rank at the next stall, or keep all from ending."""
     answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=6.0, late=8.0)
@@ -127,6 +138,10 @@ if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1" and
     import legw_hpc.data.order as order
     order.epoch_order = lambda samples, seed, epoch: 1 / 0
 """
+
+HANGS = BUG.replace("import legw_hpc.data.order as order", "import time, legw_hpc.work as work").replace(
+    "order.epoch_order = lambda samples, seed, epoch: 1 / 0", "work._verify = lambda splits, comm: time.sleep(600)"
+)
 
 
 # marks, nodes -> what is said
