@@ -28,7 +28,6 @@ from legw_hpc.errors import InputError
 from legw_hpc.owner import OWNER, owning
 from legw_hpc.recipe import Recipe
 from legw_hpc.trainer import Timing
-from legw_hpc.watchdog import FOLDER as STALLED
 
 RECIPE = "recipe.json"
 
@@ -149,7 +148,9 @@ def _belongs(folder: Path, identity: dict[str, Any]) -> bool:
         theirs = json.loads(path.read_text())
     except FileNotFoundError:
         names = sorted(entry.name for entry in folder.iterdir())
-        if strangers := [name for name in names if name not in (runlog.JOBS, OWNER, STALLED) and not name.endswith(".part")]:
+        if strangers := [
+            name for name in names if name not in (runlog.JOBS, OWNER, runlog.STALLED) and not name.endswith(".part")
+        ]:
             raise InputError(f"{folder}: not empty ({strangers[0]}) and not a run's folder; nothing overwritten") from None
         return False
     except (OSError, ValueError) as error:

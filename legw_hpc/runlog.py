@@ -29,6 +29,7 @@ from tqdm import tqdm
 from legw_hpc.errors import InputError
 
 LOG = "log.jsonl"
+STALLED = "stalled"  # marks of ranks that wait for one that has stopped (watchdog.py)
 JOBS = "jobs"  # scripts and output of the jobs that ran it (legw-hpc submit)
 LINE_SECONDS = 30.0  # between lines where there is no terminal
 

@@ -26,8 +26,8 @@ from typing import Any
 from legw_hpc.comm import Comm
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import EXIT_STALLED
+from legw_hpc.runlog import STALLED
 
-FOLDER = "stalled"
 PACKAGE = Path(__file__).parent
 
 
@@ -46,9 +46,9 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
         return
     nodes = comm.gather(comm.node)
     if comm.rank == 0:
-        _clear(run / FOLDER)  # of a run that ended so
+        _clear(run / STALLED)  # of a run that ended so
     comm.barrier()
-    watch = _Watch(run / FOLDER, comm, nodes, seconds, fresh=not run.exists())
+    watch = _Watch(run / STALLED, comm, nodes, seconds, fresh=not run.exists())
     thread = threading.Thread(target=watch.loop, name="legw-watchdog", daemon=True)
     thread.start()
     try:

@@ -15,7 +15,8 @@ from legw_hpc.device import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
 torch.set_num_threads(1)
-torch.ones(12_500_000)
+for _ in range(20):  # until the heap has found its size
+    torch.ones(12_500_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     torch.ones(12_500_000)

@@ -33,10 +33,10 @@ def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
 
 # Imports point downward only: each of these names nothing to its right.
 LAYERS = [
-    "cli", "doctor", "status", "plan", "submit", "paper", "curvature_run", "sweep", "local_runs", "figures", "places", "records",
-    "grid", "peak", "single_run", "watchdog", "work", "curvature", "runfolder", "owner", "checkpoint", "trainer", "precision",
-    "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher", "derived", "recipe", "strict", "steps", "schedule",
-    "legw", "noise", "errors",
+    "cli", "doctor", "status", "plan", "submit", "paper", "curvature_run", "sweep", "local_runs", "figures", "places",
+    "records", "grid", "peak", "single_run", "watchdog", "work", "tuning", "twins", "curvature", "runfolder", "owner",
+    "checkpoint", "trainer", "precision", "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher",
+    "derived", "recipe", "strict", "installed", "steps", "schedule", "legw", "noise", "errors",
 ]  # fmt: skip
 
 

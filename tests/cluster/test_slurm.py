@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,20 @@ def test_a_chain_of_pbs_scripts_ends_to_the_bit(call: Call, tmp_path: Path) -> N
     assert runlog.read(out)[0]["nodes"] == 2
     assert "run 3 of at most 3" in said(out)
     same_as_a_local_run(out, recipe)
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_a_killed_rank_ends_the_job_within_30_seconds_and_is_named(launcher: str, call: Call, tmp_path: Path) -> None:
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=400"], tmp_path / "r"
+    job = submitted(call, out, recipe, "--set", f"slurm.launcher={launcher}")
+    wait_for(lambda: evaluated(out))
+    os.kill(ranks_of(out)[1], signal.SIGKILL)
+    struck = time.monotonic()
+    wait_for(lambda: "JobState=FAILED" in call("scontrol", "show", "job", job).stdout, 60)
+    assert time.monotonic() - struck < 30
+    assert not ranks_of(out)
+    named = {"srun": r"n\d+: task 1: Killed", "mpirun": r"rank 1 .*on node n\d+ exited on signal 9"}[launcher]
+    assert re.search(named, " ".join(said(out).split())), said(out)
 
 
 def test_a_failure_is_not_repeated(call: Call, tmp_path: Path) -> None:

@@ -169,9 +169,10 @@ def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str
     """Marks of the watchdog while rank 1 comes late to an exchange, and after it has come."""
     from pathlib import Path
 
-    from legw_hpc.watchdog import FOLDER, watching
+    from legw_hpc.runlog import STALLED
+    from legw_hpc.watchdog import watching
 
-    comm, marks = connect("auto"), Path(folder) / FOLDER
+    comm, marks = connect("auto"), Path(folder) / STALLED
 
     def seen() -> list[str]:
         return sorted(path.name for path in marks.glob("*.json"))
