@@ -77,7 +77,14 @@ def run(which: list[str], to: Path, quick: bool) -> list[str]:
 def one(name: str, to: Path, quick: bool) -> str:
     """Run one benchmark, its output on ours; the reason if it fails, else nothing."""
     limit = QUICK_LIMIT if quick else LIMIT
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--to", str(to.absolute()), *(["--quick"] if quick else [])]
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{name}",
+        "--to",
+        os.path.relpath(to, HERE.parent),
+        *(["--quick"] if quick else []),
+    ]
     # In a session of its own, so that all that it starts can be ended with it.
     process = subprocess.Popen(command, cwd=HERE.parent, stdin=subprocess.DEVNULL, start_new_session=True)
     try:

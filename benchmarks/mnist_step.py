@@ -56,7 +56,7 @@ def cases(bench: Bench) -> Outcome:
         [
             Case("ours, fp32", ours.step, batch, "samples"),
             Case("ours, bf16", bf16.step, batch, "samples"),
-            Case("DDP (gloo), nn.LSTM, whole batch", plain, batch, "samples"),
+            Case("DDP (gloo), nn.LSTM, whole batch", plain, batch, "samples", others=True),
             Case("matrix product 128 x 156 x 512 alone", multiply, comm.size * products * 2 * 128 * 156 * 512 / flops, "samples"),
         ],
         [

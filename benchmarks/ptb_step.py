@@ -60,7 +60,7 @@ def cases(bench: Bench) -> Outcome:
         [
             Case("ours, fp32", ours.step, work, "words"),
             Case("ours, bf16", bf16.step, work, "words"),
-            Case(beside, plain_step(batch // bench.comm.size), work, "words"),
+            Case(beside, plain_step(batch // bench.comm.size), work, "words", others=True),
         ],
         [Goal("ours, fp32", beside, 2.0), Goal("ours, bf16", beside, 2.0)],
     )

@@ -71,21 +71,26 @@ def set_threads(wanted: int, comm: Comm) -> int:
     return torch.get_num_threads()
 
 
-# mallopt's names in glibc's malloc.h, and values: no block of its own mapping, no return of the heap's end, growth in steps of
-# 64 MiB (assumed).
-_MALLOC = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
+# mallopt's numbers in glibc's malloc.h -> values: no block of its own mapping (M_MMAP_MAX), no return of the heap's end
+# (M_TRIM_THRESHOLD), growth in steps of 64 MiB (M_TOP_PAD, assumed).  Beside them what glibc comes to by itself in a
+# program that frees large blocks: its own thresholds (M_MMAP_THRESHOLD) have risen to their limits by then.
+_KEEP = {-4: 0, -1: 2**31 - 1, -2: 64 << 20}
+_DEFAULT = {-4: 65536, -3: 32 << 20, -1: 64 << 20, -2: 128 << 10}
 
 
-def keep_memory() -> None:
+def keep_memory(keep: bool = True) -> None:
     """Let glibc keep what is freed for the next tensor.
 
     By default it maps a large block anew each time, and the system hands out its pages zeroed and one by one: 233,000 page
     faults in a step of ResNet-50 with 16 images on a CPU, and 6 % of its time (measured).  Left alone where the user has
     set MALLOC_... or there is another malloc.
+
+    Args:
+        keep: False is glibc's default again, for measurements.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        for number, value in _MALLOC.values():
+        for number, value in (_KEEP if keep else _DEFAULT).items():
             mallopt(number, value)
