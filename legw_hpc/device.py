@@ -72,8 +72,8 @@ def set_threads(wanted: int, comm: Comm) -> int:
 
 
 # mallopt's numbers in glibc's malloc.h -> values: no block of its own mapping (M_MMAP_MAX), no return of the heap's end
-# (M_TRIM_THRESHOLD), growth in steps of 64 MiB (M_TOP_PAD, assumed).  Beside them what glibc comes to by itself in a
-# program that frees large blocks: its own thresholds (M_MMAP_THRESHOLD) have risen to their limits by then.
+# (M_TRIM_THRESHOLD), growth in steps of 64 MiB (M_TOP_PAD, assumed).  Beside them what glibc should come to by itself in a
+# program that frees large blocks (assumed, from its documentation): its thresholds (M_MMAP_THRESHOLD) have risen to their limits.
 _KEEP = {-4: 0, -1: 2**31 - 1, -2: 64 << 20}
 _DEFAULT = {-4: 65536, -3: 32 << 20, -1: 64 << 20, -2: 128 << 10}
 

@@ -101,3 +101,10 @@ def stubs(tmp_path: Path) -> Stubs:
     for name in ("legw-hpc", "python", "srun", "scontrol", "qsub", "sbatch", "qstat", "ompi_info", "prte_info"):
         made.says(name)
     return made
+
+
+@pytest.fixture
+def whole(cli: Cli, arguments: list[str], tmp_path: Path) -> Path:
+    """The uninterrupted run: 24 steps."""
+    assert cli("train", *arguments, "out=whole").returncode == 0
+    return tmp_path / "whole"

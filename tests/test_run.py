@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -38,13 +37,6 @@ def numbers(run: Path) -> list[tuple[Any, ...]]:
     """What the log says of the mathematics, without clocks."""
     lines = [line for line in runlog.read(run) if line["event"] in ("eval", "end")]
     return [(line["event"], line.get("step"), line.get("accuracy"), line.get("loss"), line.get("metrics")) for line in lines]
-
-
-@pytest.fixture
-def whole(cli: Cli, arguments: list[str], tmp_path: Path) -> Path:
-    """The uninterrupted run: 24 steps."""
-    assert cli("train", *arguments, "out=whole").returncode == 0
-    return tmp_path / "whole"
 
 
 def test_the_log_tells_the_run(whole: Path) -> None:
@@ -107,122 +99,6 @@ def test_a_strangers_folder_is_refused(cli: Cli, arguments: list[str], tmp_path:
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-DAMAGE = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
-    "empty": lambda path: path.write_bytes(b""),
-    "bit flipped": lambda path: path.write_bytes(
-        path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 1]) + path.read_bytes()[-8:]
-    ),
-    "gone": lambda path: path.unlink(),
-    "manifest torn": lambda path: path.with_suffix(".json").write_text('{"step"'),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over(cli: Cli, arguments: list[str], whole: Path, tmp_path: Path, name: str) -> None:
-    run = tmp_path / "parts"
-    assert cli("train", *arguments, "out=parts", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
-    DAMAGE[name](max((run / "checkpoints").glob("*.pt")))
-    done = cli("train", *arguments, "out=parts")
-    assert "step-00000009.pt: damaged" in done.stdout
-    assert "resumed after step 8" in done.stdout
-    assert_same_bits(whole, run)
-
-
-def test_nothing_is_begun_anew_in_silence_where_no_checkpoint_is_whole(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "r"
-    assert cli("train", *arguments, "out=r", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
-    before = (run / "log.jsonl").read_bytes()
-    for path in (run / "checkpoints").glob("*.pt"):
-        DAMAGE["truncated"](path)
-    done = cli("train", *arguments, "out=r")
-    assert (done.returncode, "none of its 2 checkpoints is whole" in done.stderr) == (2, True)
-    assert (run / "log.jsonl").read_bytes() == before
-
-
-def test_no_state_without_a_manifest_stays(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    """Of a damaged checkpoint, or of a process that was killed between the two files."""
-    folder = tmp_path / "r" / "checkpoints"
-    assert cli("train", *arguments, "out=r", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
-    DAMAGE["bit flipped"](folder / "step-00000009.pt")
-    (folder / "step-00000006.pt").write_bytes(b"killed")
-    assert cli("train", *arguments, "out=r", "max_steps=10").returncode == 0
-    assert sorted(path.name for path in folder.glob("*.pt")) == ["step-00000008.pt", "step-00000010.pt"]
-
-
-def test_a_checkpoint_executes_nothing(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    """One that somebody else has made, with a right manifest and a pickle that would run a command."""
-    assert cli("train", *arguments, "out=r", "max_steps=2").returncode == 0
-    state = tmp_path / "r" / "checkpoints" / "step-00000002.pt"
-    torch.save({"version": 2, "step": 2, "model": Evil(tmp_path / "owned")}, state)
-    manifest = {"step": 2, "bytes": state.stat().st_size, "sha256": hashlib.sha256(state.read_bytes()).hexdigest()}
-    state.with_suffix(".json").write_text(json.dumps(manifest))
-    done = cli("train", *arguments, "out=r")
-    assert (done.returncode, "no checkpoint of this program" in done.stderr) == (2, True)
-    assert not (tmp_path / "owned").exists()
-
-
-class Evil:
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.mark.parametrize("minutes", ["0.0001", "0"])
-def test_checkpoints_by_the_clock(minutes: str, cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    words = [*arguments, "out=r", "max_steps=6", f"checkpoint.every_minutes={minutes}", "checkpoint.keep=9"]
-    assert cli("train", *words).returncode == 0
-    steps = len(list((tmp_path / "r" / "checkpoints").glob("*.pt")))
-    assert (steps == 1) if minutes == "0" else (steps > 3)
-
-
-def test_what_a_stop_left_unevaluated_is_evaluated_by_the_run_that_goes_on(
-    cli: Cli, arguments: list[str], whole: Path, tmp_path: Path
-) -> None:
-    """A stop must not wait for an evaluation: the job may have three minutes left."""
-    assert cli("train", *arguments, "out=r", "max_steps=8", "checkpoint.every_steps=4").returncode == 0
-    log = tmp_path / "r" / "log.jsonl"
-    lines = [line for line in log.read_text().splitlines(keepends=True) if '"end"' not in line]
-    # As a signal at step 4 would have left it: a checkpoint of that step, and no evaluation before it.
-    for path in (tmp_path / "r" / "checkpoints").glob("step-00000008.*"):
-        path.unlink()
-    state = tmp_path / "r" / "checkpoints" / "step-00000004.pt"
-    kept = torch.load(state, weights_only=True)
-    before = [line for line in lines if json.loads(line).get("step", 0) <= 4 and '"eval"' not in line]
-    log.write_text("".join(before))
-    torch.save(kept | {"log": log.stat().st_size}, state)
-    manifest = {"step": 4, "bytes": state.stat().st_size, "sha256": hashlib.sha256(state.read_bytes()).hexdigest()}
-    state.with_suffix(".json").write_text(json.dumps(manifest))
-    assert cli("train", *arguments, "out=r").returncode == 0
-    evaluations = [[line["step"] for line in runlog.read(run) if line["event"] == "eval"] for run in (tmp_path / "r", whole)]
-    assert evaluations[0] == evaluations[1]
-    assert_same_bits(whole, tmp_path / "r")
-
-
-def test_a_damaged_checkpoint_does_not_outlive_whole_ones(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    """Resumed from step 4 past a damaged 9, with keep=1: the checkpoint of step 6 must stay."""
-    run = tmp_path / "r"
-    words = [*arguments, "out=r", "checkpoint.keep=1"]
-    assert cli("train", *words, "checkpoint.keep=2", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
-    DAMAGE["truncated"](run / "checkpoints" / "step-00000009.pt")
-    assert cli("train", *words, "max_steps=8").returncode == 0
-    assert cli("train", *words, "max_steps=10").returncode == 0
-    assert "resumed after step 10" in cli("train", *words, "max_steps=11").stdout
-
-
-def test_a_checkpoint_of_another_version_is_refused(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    """Whole, but of a program that kept other things in it."""
-    assert cli("train", *arguments, "out=r", "max_steps=2").returncode == 0
-    state = tmp_path / "r" / "checkpoints" / "step-00000002.pt"
-    torch.save({"version": 1, "step": 2}, state)
-    manifest = {"step": 2, "bytes": state.stat().st_size, "sha256": hashlib.sha256(state.read_bytes()).hexdigest()}
-    state.with_suffix(".json").write_text(json.dumps(manifest))
-    done = cli("train", *arguments, "out=r")
-    assert (done.returncode, "checkpoint version 1, this program reads version 2" in done.stderr) == (2, True)
-
-
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
     """A limit on the size of files stands for the quota."""
     assert cli("train", *arguments, "out=r", "max_steps=4").returncode == 0
@@ -271,12 +147,6 @@ def test_a_flipped_byte_in_a_shard_is_found_before_anything_is_trained(
 
 def test_a_seed_may_be_any_whole_number(cli: Cli, arguments: list[str]) -> None:
     assert cli("train", *arguments, "seed=20261122123456", "max_steps=2", "out=r").returncode == 0
-
-
-def test_only_the_newest_checkpoints_stay(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    assert cli("train", *arguments, "out=r", "checkpoint.every_steps=5", "checkpoint.keep=3", "max_steps=22").returncode == 0
-    names = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
-    assert names == [f"step-{step:08d}.{kind}" for step in (15, 20, 22) for kind in ("json", "pt")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
