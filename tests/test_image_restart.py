@@ -113,6 +113,7 @@ def kill_one(out):
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
     source, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     if how == "kill a worker":
         threading.Thread(target=kill_one, args=[out], daemon=True).start()
