@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legw_hpc.data.format import Field
+from legw_hpc.data.mapped import Mapped
 from legw_hpc.data.shards import Shards, verify
 from legw_hpc.data.writer import Writer, cut_by_bytes, finished_shard, write_index, write_shard
 from legw_hpc.errors import InputError
@@ -67,9 +69,32 @@ def test_a_large_compressed_dataset_is_read_by_selection(tmp_path: Path, monkeyp
 
 def test_contiguous_data_is_mapped_and_read_only(tmp_path: Path) -> None:
     write(tmp_path / "d", samples(8))
-    mapped = Shards(tmp_path / "d", "train").files[0].datasets["image"]
+    mapped = Shards(tmp_path / "d", "train").files[0].datasets["image"][...]
     assert isinstance(mapped, np.memmap)
     assert not mapped.flags.writeable
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(1, 40), shape=st.sampled_from([(), (3,), (5, 7)]), piece=st.integers(1, 200), data=st.data())
+def test_every_row_of_a_map_is_read_before_it_is_used(rows: int, shape: tuple[int, ...], piece: int, data: st.DataObject) -> None:
+    """By an explicit read, once; whatever a piece and a row measure."""
+    wanted = np.array(data.draw(st.lists(st.integers(0, rows - 1), min_size=1)))
+    values = np.arange(rows * int(np.prod(shape)), dtype=np.int16).reshape(rows, *shape)
+    with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        file.write(b"ahead" + values.tobytes())
+        file.flush()
+        patch.setattr("legw_hpc.data.mapped.PIECE_BYTES", piece)
+        mapped = Mapped(Path(file.name), 5, values.shape, values.dtype)
+        seen = []
+        patch.setattr(mapped._reader, "read", lambda start, end: seen.extend(range(start, end)))
+        for _ in range(2):
+            mapped.read(wanted)
+    row = values.nbytes // rows
+    assert set(seen) >= {5 + at * row + byte for at in wanted.tolist() for byte in range(row)}
+    assert len(seen) == len(set(seen))
+    assert min(seen) >= 5
+    assert max(seen) < 5 + values.nbytes
+    np.testing.assert_array_equal(mapped.values, values)
 
 
 def test_any_hdf5_tool_can_read_it(tmp_path: Path) -> None:

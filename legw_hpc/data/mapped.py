@@ -1,0 +1,63 @@
+"""A contiguous dataset as a memory map, each piece of which is read explicitly before its first use.
+
+A failed read of a mapped page is a SIGBUS: nothing can be tried again, and the process ends.  So the first touch of
+every piece is a `pread`, which can be tried again and names what failed; after it the page is in the system's memory.
+Costs one read of what the map would have read, and nothing once all of the dataset has been seen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from legw_hpc.data.reading import Reader
+
+# What Linux itself reads around a page of a map that is not in memory, by default (read_ahead_kb).
+PIECE_BYTES = 128 << 10
+
+
+class Mapped:
+    """Rows of a file, read-only.
+
+    Args:
+        path: of the file.
+        offset: of the first row, in bytes.
+        shape: [rows, ...].
+        dtype: of an element.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: DTypeLike):
+        self.values = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        self.nbytes = self.values.nbytes
+        self.size = self.values.size
+        self._reader, self._offset = Reader(path), offset
+        self._row_bytes = max(1, self.nbytes // max(1, len(self.values)))
+        self._rows = max(1, PIECE_BYTES // self._row_bytes)  # of a piece
+        self._unread: NDArray[np.bool_] | None = np.ones(-(-len(self.values) // self._rows), np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, cut: Any) -> NDArray[Any]:
+        """A part by rows, as of an array; it stays a map."""
+        self.read(np.atleast_1d(np.arange(len(self))[cut]))
+        return self.values[cut]
+
+    def read(self, rows: NDArray[np.int64]) -> None:
+        """Bring the pieces of these rows into memory.
+
+        Raises:
+            InputError: the file, and the bytes that cannot be read or that it ends before.
+        """
+        if self._unread is None:
+            return
+        pieces = rows // self._rows
+        for piece in np.unique(pieces[self._unread[pieces]]).tolist():
+            start, end = (min(row * self._rows, len(self)) * self._row_bytes for row in (piece, piece + 1))
+            self._reader.read(self._offset + start, self._offset + end)
+            self._unread[piece] = False
+        if not self._unread.any():
+            self._unread = None
