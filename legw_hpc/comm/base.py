@@ -18,6 +18,9 @@ from legw_hpc.launcher import Launch, launched
 
 BACKENDS = ("auto", "serial", "horovod", "mpi")
 _PIECE = 1 << 28  # bytes
+# Seconds that Open MPI's ranks wait before they abort (assumed: daemons tell of a death within one).  A rank whose peer was
+# killed may notice it before the launcher does, and its own abort would be all that is reported: no word of who died.
+ABORT_DELAY = "3"
 
 
 class Comm:
@@ -143,6 +146,7 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
         if launch.size != 1:
             raise InputError(f"comm=serial, but the launcher ({launch.launcher}) started {launch.ranks}")
         return Serial()
+    os.environ.setdefault("OMPI_MCA_mpi_abort_delay", ABORT_DELAY)
     kind: type[Any]
     try:
         if backend == "mpi":
