@@ -1,4 +1,4 @@
-"""Which device and how many threads a rank takes, and that it keeps the memory it has had."""
+"""Which device and how many threads a rank takes, that it keeps the memory it has had, and what its processor can do."""
 
 from __future__ import annotations
 
@@ -72,25 +72,26 @@ def set_threads(wanted: int, comm: Comm) -> int:
 
 
 # mallopt's numbers in glibc's malloc.h -> values: no block of its own mapping (M_MMAP_MAX), no return of the heap's end
-# (M_TRIM_THRESHOLD), growth in steps of 64 MiB (M_TOP_PAD, assumed).  Beside them what glibc should come to by itself in a
-# program that frees large blocks (assumed, from its documentation): its thresholds (M_MMAP_THRESHOLD) have risen to their limits.
+# (M_TRIM_THRESHOLD), growth in steps of 64 MiB (M_TOP_PAD, assumed).
 _KEEP = {-4: 0, -1: 2**31 - 1, -2: 64 << 20}
-_DEFAULT = {-4: 65536, -3: 32 << 20, -1: 64 << 20, -2: 128 << 10}
 
 
-def keep_memory(keep: bool = True) -> None:
+def keep_memory() -> None:
     """Let glibc keep what is freed for the next tensor.
 
     By default it maps a large block anew each time, and the system hands out its pages zeroed and one by one: 233,000 page
     faults in a step of ResNet-50 with 16 images on a CPU, and 6 % of its time (measured).  Left alone where the user has
     set MALLOC_... or there is another malloc.
-
-    Args:
-        keep: False is glibc's default again, for measurements.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        for number, value in (_KEEP if keep else _DEFAULT).items():
+        for number, value in _KEEP.items():
             mallopt(number, value)
+
+
+def in_hardware(dtype: torch.dtype) -> bool:
+    """Whether this processor has the arithmetic that oneDNN's kernels of bf16 or fp16 need; else it is emulated and slow."""
+    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return bool(getattr(torch.ops.mkldnn, checks[dtype])())

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from legw_hpc.device import in_hardware
+
 # A scale that starts high, halves at each overflow and doubles after so many steps without one
 # (Micikevicius et al. 2017 § 3.2; the numbers are PyTorch's).
 FIRST_SCALE = 2.0**16
@@ -31,6 +33,11 @@ class Precision:
         self._device, self._scaled = device.type, name == "fp16"
         self.scale = FIRST_SCALE if self._scaled else 1.0
         self._good = 0
+
+    @property
+    def emulated(self) -> bool:
+        """Whether float32 would be the faster choice here."""
+        return self._dtype is not None and self._device == "cpu" and not in_hardware(self._dtype)
 
     def autocast(self) -> torch.autocast:
         """The context of forward."""

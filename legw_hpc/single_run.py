@@ -196,6 +196,8 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     where = f"{comm.size} on {nodes} {'node' if nodes == 1 else 'nodes'}, {comm.name}, {work.device}, threads {work.threads}"
     what = "rows" if recipe.data.window else "samples"
     print(f"ranks    {where}; {recipe.batch / comm.size:g} {what} a rank in micro-batches of {recipe.micro_batch}")
+    if work.precision.emulated:
+        print(f"note     precision={recipe.precision}: this processor emulates it; fp32 is faster here")
     if work.tuned is not None:
         print(f"micro    {work.tuned}")
         facts["micro_batches_tried"] = work.tuned.seconds

@@ -155,8 +155,6 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         if recipe.noise_scale and comm.size == 1:
             raise InputError("noise_scale=true: one rank has no gradient beside the average; on 2 ranks or more")
         device = choose_device(recipe.device, comm)
-        if recipe.precision == "fp16" and device.type != "cuda":
-            raise InputError(f"precision=fp16 is for GPUs; on {device} use bf16 or fp32")
         if recipe.curvature_every and recipe.precision != "fp32":
             raise InputError(f"curvature_every={recipe.curvature_every}: a difference of gradients needs precision=fp32")
         torch.manual_seed(recipe.seed)

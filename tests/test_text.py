@@ -222,7 +222,7 @@ def test_every_word_is_scored_once_and_after_its_context(words: int, tmp_path: P
         assert sums["loss"] / sums["count"] == pytest.approx(sequential(model, tokens), rel=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_resumes_in_the_middle_of_an_epoch_to_the_bit(
     precision: str, shards_of_text: Path, cli: Cli, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from legw_hpc.models.lstm import lstm
+
 PIXELS = 28
 HIDDEN = 128
 CLASSES = 10
@@ -66,6 +68,5 @@ class MnistLSTM(nn.Module):
         """Steps [28, B, features] through the LSTM and the head."""
         zero = steps.new_zeros(1, steps.shape[1], HIDDEN)
         weights = [input_kernel, self.state_kernel, bias, self.no_bias]
-        # (input, (h0, c0), weights, has biases, layers, dropout, train, bidirectional, batch first)
-        states, _, _ = torch._VF.lstm(steps, (zero, zero), weights, True, 1, 0.0, True, False, False)
+        states, _, _ = lstm(steps, zero, zero, weights, layers=1)
         return self.head(states[-1])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from legw_hpc.models.linear_loss import linear_cross_entropy
+from legw_hpc.models.lstm import lstm
 from legw_hpc.models.stateless import dropout
 
 
@@ -65,8 +66,7 @@ class PtbLSTM(nn.Module):
         if self.dropout and keys is not None:
             return self._dropped(x, outputs, memories, keys)
         weights = [w for layer in range(self.layers) for w in self._weights(layer)]
-        # (input, (h0, c0), weights, has biases, layers, dropout, train, bidirectional, batch first)
-        x, outputs, memories = torch._VF.lstm(x, (outputs, memories), weights, True, self.layers, 0.0, True, False, False)
+        x, outputs, memories = lstm(x, outputs, memories, weights, self.layers)
         return x, _carried(outputs, memories)
 
     def _weights(self, layer: int) -> list[Tensor]:
@@ -77,8 +77,8 @@ class PtbLSTM(nn.Module):
         last = []
         for layer in range(self.layers):
             x = dropout(x, self.dropout, keys, layer)
-            before = (outputs[layer : layer + 1], memories[layer : layer + 1])
-            x, h, c = torch._VF.lstm(x, before, self._weights(layer), True, 1, 0.0, True, False, False)
+            one = slice(layer, layer + 1)
+            x, h, c = lstm(x, outputs[one], memories[one], self._weights(layer), layers=1)
             last.append((h, c))
         x = dropout(x, self.dropout, keys, self.layers)
         return x, _carried(*(torch.cat(parts) for parts in zip(*last, strict=True)))
