@@ -26,7 +26,6 @@ from torch import distributed
 from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import make_folder, written_whole
-from legw_hpc.device import keep_memory
 from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.tuning import processor
 
@@ -45,15 +44,12 @@ class Case:
             part of what it does is to be left out.
         work: units of work that one run does, over all ranks; the table shows units/s.  0 shows seconds.
         unit: of the work.
-        others: a peer's training step, which has glibc's memory as it is by default: ours, in the same process, would
-            otherwise have set it for both (device.keep_memory).
     """
 
     name: str
     run: Callable[[], float | None]
     work: float = 0.0
     unit: str = "s"
-    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +202,6 @@ def _interleaved(bench: Bench, cases: Sequence[Case], rounds: int) -> dict[str, 
     seconds: dict[str, list[float]] = {case.name: [] for case in cases}
     for number in range(rounds + 1):
         for case in cases:
-            keep_memory(not case.others)
             took = bench.seconds(case.run)
             if number:
                 seconds[case.name].append(took)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import made
 from benchmarks.measure import Bench, Case, Goal, Outcome, run
-from benchmarks.ours import Trained
+from benchmarks.ours import BF16, FP32, asked_here, steps
+from benchmarks.peer import peer
 
 BATCH = 8192
 
@@ -25,23 +28,26 @@ class Plain(nn.Module):
         return self.head(states[:, -1])
 
 
+def plain(share: int) -> Callable[[], None]:
+    """The step of the usual script: a rank's whole share of the batch at once."""
+    model = nn.parallel.DistributedDataParallel(Plain())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    images, labels = torch.rand(share, 28, 28), torch.randint(0, 10, (share,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
 def cases(bench: Bench) -> Outcome:
     batch = BATCH // 4 if bench.quick else BATCH
     comm = bench.comm
     words = [*made.mnist(bench), f"batch={batch}"]
-    ours = Trained(bench, "mnist-lstm", words)
-    bf16 = Trained(bench, "mnist-lstm", [*words, "precision=bf16"])
-
-    bench.torch_distributed()
-    theirs = nn.parallel.DistributedDataParallel(Plain())
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
-    share = batch // comm.size
-    images, labels = torch.rand(share, 28, 28), torch.randint(0, 10, (share,))
-
-    def plain() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(theirs(images), labels).backward()
-        optimizer.step()
+    ours = steps(bench, "mnist-lstm", words, batch, "samples")
+    theirs, beside = peer(bench, "benchmarks.mnist_step", batch // comm.size), "DDP (gloo), nn.LSTM, whole batch"
 
     left, right = torch.rand(128, 156), torch.rand(156, 512)
     products = 2000
@@ -54,16 +60,17 @@ def cases(bench: Bench) -> Outcome:
     flops = 3 * 28 * 2 * (28 + 128) * 512
     return Outcome(
         [
-            Case("ours, fp32", ours.step, batch, "samples"),
-            Case("ours, bf16", bf16.step, batch, "samples"),
-            Case("DDP (gloo), nn.LSTM, whole batch", plain, batch, "samples", others=True),
+            *ours,
+            Case(beside, theirs, batch, "samples"),
             Case("matrix product 128 x 156 x 512 alone", multiply, comm.size * products * 2 * 128 * 156 * 512 / flops, "samples"),
         ],
-        [
-            Goal("ours, fp32", "DDP (gloo), nn.LSTM, whole batch", 2.5),
-            Goal("ours, bf16", "ours, fp32", 1.5, "a processor without bf16 arithmetic emulates it"),
-            Goal("ours, fp32", "matrix product 128 x 156 x 512 alone", 0.7, "the products of the cell at the machine's own rate"),
-        ],
+        asked_here(
+            [
+                Goal(FP32, beside, 2.5),
+                Goal(BF16, FP32, 1.5),
+                Goal(FP32, "matrix product 128 x 156 x 512 alone", 0.7, "the products of the cell at the machine's own rate"),
+            ]
+        ),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.measure import Bench
+from benchmarks.measure import Bench, Case, Goal
+from legw_hpc.device import in_hardware
 from legw_hpc.recipe import load
 from legw_hpc.trainer import Timing
 from legw_hpc.work import prepare
@@ -26,3 +27,24 @@ class Trained:
     def step(self) -> None:
         """One optimizer step."""
         next(self._steps)
+
+
+FP32, BF16 = "ours, fp32", "ours, bf16"
+
+
+def steps(bench: Bench, recipe: str, words: list[str], work: int, unit: str) -> list[Case]:
+    """Our step in float32, and in bf16 where the processor has it: an emulation is no measurement.
+
+    Args:
+        bench, recipe, words: as for `Trained`.
+        work, unit: of one step.
+    """
+    cases = [Case(FP32, Trained(bench, recipe, words).step, work, unit)]
+    if in_hardware(torch.bfloat16):
+        cases.append(Case(BF16, Trained(bench, recipe, [*words, "precision=bf16"]).step, work, unit))
+    return cases
+
+
+def asked_here(goals: list[Goal]) -> list[Goal]:
+    """Those that this processor can be asked for; see `steps`."""
+    return [goal for goal in goals if goal.case != BF16 or in_hardware(torch.bfloat16)]

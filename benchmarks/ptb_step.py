@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks import made
 from benchmarks.measure import Bench, Case, Goal, Outcome, run
-from benchmarks.ours import Trained
+from benchmarks.ours import BF16, FP32, asked_here, steps
+from benchmarks.peer import peer
 
 BATCH = 640
 WINDOW = 20
@@ -31,7 +32,7 @@ class Plain(nn.Module):
         return self.head(states), state
 
 
-def plain_step(rows: int) -> Callable[[], None]:
+def plain(rows: int) -> Callable[[], None]:
     """The step of the usual loop on one rank's rows: whole logits, state carried, clipping."""
     model = nn.parallel.DistributedDataParallel(Plain())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
@@ -52,17 +53,14 @@ def plain_step(rows: int) -> Callable[[], None]:
 def cases(bench: Bench) -> Outcome:
     batch = BATCH // 4 if bench.quick else BATCH
     words = [*made.text(bench), f"batch={batch}"]
-    ours, bf16 = Trained(bench, "ptb-lstm", words), Trained(bench, "ptb-lstm", [*words, "precision=bf16"])
-    bench.torch_distributed()
     work = batch * WINDOW
     beside = "DDP (gloo), nn.LSTM, whole logits"
     return Outcome(
         [
-            Case("ours, fp32", ours.step, work, "words"),
-            Case("ours, bf16", bf16.step, work, "words"),
-            Case(beside, plain_step(batch // bench.comm.size), work, "words", others=True),
+            *steps(bench, "ptb-lstm", words, work, "words"),
+            Case(beside, peer(bench, "benchmarks.ptb_step", batch // bench.comm.size), work, "words"),
         ],
-        [Goal("ours, fp32", beside, 2.0), Goal("ours, bf16", beside, 2.0)],
+        asked_here([Goal(FP32, beside, 2.0), Goal(BF16, beside, 2.0)]),
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import made
 from benchmarks.measure import Bench, Case, Goal, Outcome, run
-from benchmarks.ours import Trained
+from benchmarks.ours import BF16, FP32, asked_here, steps
+from benchmarks.peer import peer
 from legw_hpc.models.batch_norm import BatchNorm
 from legw_hpc.models.resnet import resnet50
 
@@ -17,26 +20,13 @@ def cases(bench: Bench) -> Outcome:
     share = 8 if bench.quick else 16
     batch = share * bench.comm.size
     words = [*made.jpegs(bench), f"batch={batch}", "micro_batch=8"]
-    ours, bf16 = Trained(bench, "imagenet-resnet50", words), Trained(bench, "imagenet-resnet50", [*words, "precision=bf16"])
-
-    bench.torch_distributed()
-    plain = nn.parallel.DistributedDataParallel(Plain())
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    images, labels = torch.rand(share, 3, 224, 224), torch.randint(0, 1000, (share,))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(plain(images), labels).backward()
-        optimizer.step()
-
     beside = "DDP (gloo), NCHW, fp32"
     return Outcome(
         [
-            Case("ours, fp32", ours.step, batch, "images"),
-            Case("ours, bf16", bf16.step, batch, "images"),
-            Case(beside, step, batch, "images", others=True),
+            *steps(bench, "imagenet-resnet50", words, batch, "images"),
+            Case(beside, peer(bench, "benchmarks.resnet_step", share), batch, "images"),
         ],
-        [Goal("ours, fp32", beside, 1.3), Goal("ours, bf16", beside, 2.8)],
+        asked_here([Goal(FP32, beside, 1.3), Goal(BF16, beside, 2.8)]),
         notes=["Ours reads, decodes and augments JPEGs; the plain loop has its images in memory."],
     )
 
@@ -55,6 +45,20 @@ class Plain(nn.Module):
         for stage in net.stages:
             x = getattr(net, stage)(x)
         return net.fc(x.mean((2, 3)))
+
+
+def plain(share: int) -> Callable[[], None]:
+    """The step of the usual script on a rank's share of the batch."""
+    model = nn.parallel.DistributedDataParallel(Plain())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    images, labels = torch.rand(share, 3, 224, 224), torch.randint(0, 1000, (share,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
 
 
 def _plain_layers(model: nn.Module) -> None:
