@@ -1,0 +1,104 @@
+"""Storage that fails a run: full, forbidden, gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from legw_hpc import runlog
+from legw_hpc.errors import InputError
+from tests.conftest import Cli
+from tests.test_run import wait_for_steps
+
+# Root may write anywhere, but for a root without these rights.
+AS_A_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+needs_a_user = pytest.mark.skipif(bool(AS_A_USER) and shutil.which("setpriv") is None, reason="root may write anywhere")
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """A limit on the size of files stands for the quota."""
+    assert cli("train", *arguments, "out=r", "max_steps=4").returncode == 0
+    limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2); {MAIN}"
+    words = [sys.executable, "-c", limited, "train", *arguments, "out=r"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "step-00000024.pt: cannot be written: File too large" in done.stderr
+    assert [path.name for path in (tmp_path / "r" / "checkpoints").glob("*.pt")] == ["step-00000004.pt"]
+    assert "resumed after step 4" in cli("train", *arguments, "out=r").stdout
+
+
+MAIN = "from legw_hpc.cli import main; main()"
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = runlog.RunLog(tmp_path)
+    with pytest.raises(InputError, match=r"log\.jsonl: cannot be written: No space left"):
+        log.write("step", step=1)
+    log.close()
+
+
+def test_unwritable_output(cli: Cli, arguments: list[str]) -> None:
+    """A folder that nobody can make, root included."""
+    done = cli("train", *arguments, "out=/proc/legw/run")
+    assert done.returncode == 2
+    assert "/proc/legw/run" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_folder_is_not_everybodys(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """Whatever the umask."""
+    before = os.umask(0)
+    try:
+        assert cli("train", *arguments, "max_steps=1", "out=runs/of/mine/r").returncode == 0
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert not path.stat().st_mode & 0o002, path
+
+
+@needs_a_user
+def test_read_only_output(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir(mode=0o555)
+    words = [*AS_A_USER, sys.executable, "-m", "legw_hpc", "train", *arguments, "out=r"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "r: this folder cannot be written" in done.stderr, done.stderr.count("\n")) == (2, True, 1)
+
+
+# What befalls the run folder while it is trained in, the words that are told, and how it is mended.
+LOSSES: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], object]]] = {
+    "checkpoints forbidden": (
+        lambda run: (run / "checkpoints").chmod(0o555),
+        "r/checkpoints: this folder cannot be written",
+        lambda run: (run / "checkpoints").chmod(0o755),
+    ),
+    "folder moved away": (
+        lambda run: run.rename(run.with_name("elsewhere")),
+        "r: ",
+        lambda run: run.with_name("elsewhere").rename(run),
+    ),
+}
+
+
+@needs_a_user
+@pytest.mark.parametrize(("harm", "words", "mend"), LOSSES.values(), ids=LOSSES)
+def test_a_folder_that_is_lost_during_the_run_is_named_and_its_last_checkpoint_stays(
+    harm: Callable[[Path], object], words: str, mend: Callable[[Path], object], arguments: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    command = [sys.executable, "-m", "legw_hpc", "train", *arguments, "epochs=4000", "checkpoint.every_steps=4", "out=r"]
+    process = subprocess.Popen([*AS_A_USER, *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(run)
+    harm(run)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.count("\n")) == (2, 1), said
+    assert words in said
+    mend(run)
+    again = subprocess.run([*command, "max_steps=1"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "; resumed after step " in again.stdout, again.stderr
