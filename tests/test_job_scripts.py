@@ -248,6 +248,17 @@ def test_staging(stubs: Stubs) -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+def test_a_failed_copy_leaves_nothing_on_the_nodes(scheduler: str, stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    stubs.says("legw-hpc", '[ "$1 $2" != "data stage" ] || exit 7')
+    done = run(send.text(small(scheduler, stage=True, bin=str(stubs.bin))), stubs)
+    assert done.returncode == 7, done.stderr
+    assert [words[0] for words in stubs.calls("legw-hpc")] == ["data"]  # nothing trained
+    staged = stubs.calls("legw-hpc")[0][-1]
+    assert stubs.calls("mpirun")[-1][-3:] == ["rm", "-rf", staged]
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
 def test_scripts_in_jobs_take_arguments(scheduler: str, stubs: Stubs) -> None:
     for launcher in ("srun", "mpiexec.hydra"):
         stubs.says(launcher, RIGHT)

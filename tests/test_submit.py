@@ -229,10 +229,8 @@ def test_every_field_is_documented(kind: type) -> None:
 
 @pytest.mark.parametrize("name", available())
 def test_every_value_says_where_it_is_from(name: str) -> None:
-    free = ("description", "scheduler", "launcher", "exclusive", "ranks", "local", "charge", "mpi", "gpus")
     for line in (machines.MACHINES / f"{name}.toml").read_text().splitlines():
-        key = line.split(" = ")[0]
-        assert "=" not in line or "#" in line or key in free, line
+        assert "=" not in line or re.search(r"# \w", line) or line.startswith("description = "), line
 
 
 def test_memory_knows_every_application() -> None:

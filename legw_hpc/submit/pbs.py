@@ -60,6 +60,7 @@ def text(job: Job) -> str:
         f"link=${{LEGW_LINK:-1}} chain={chain}",
         *(["task=${LEGW_TASK:-${PBS_ARRAY_INDEX:-0}}"] if job.array else []),
         *([code] if ahead else []),
+        *script.logs(job),
         *script.links(job),
         *([] if job.tasks else _GIVEN),
         *script.arguments(job, "task"),

@@ -18,6 +18,10 @@ def refuse(why: str, code: int = EXIT_INPUT) -> str:
     return f'{{ echo >&2 "legw-hpc: {why}"; exit {code}; }}'
 
 
+# After a copy that failed.
+CLEAN_AND_END = '{ rc=$?; clean; exit "$rc"; }'
+
+
 def words(job: Job) -> str:
     """What starts legw-hpc, in a script."""
     return '"${inside[@]}" legw-hpc' if _anywhere_else(job) else "legw-hpc"
@@ -46,8 +50,8 @@ def unpack(job: Job) -> list[str]:
         f"packed={shlex.quote(job.unpack)}" if job.tasks else "packed=${UNPACK:-}  # an environment of jobs/pack.sh",
         'if [ -n "$packed" ]; then',
         f'    home="{job.machine.local}/legw-env-${{job//[^A-Za-z0-9]/-}}-$link"',
-        '    "${launch[@]}" bash "$packed" "$home"',
-        '    inside=(env "PATH=$home/bin:$PATH" "PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}")',
         '    copies+=("$home")',
+        f'    "${{launch[@]}}" bash "$packed" "$home" || {CLEAN_AND_END}',
+        '    inside=(env "PATH=$home/bin:$PATH" "PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}")',
         "fi",
     ]

@@ -111,10 +111,29 @@ def layout() -> list[str]:
     ]
 
 
+def logs(job: Job) -> list[str]:
+    """The output of a script in jobs/ into a folder, which no scheduler would make; `submit` names one that is there."""
+    if job.tasks:
+        return []
+    return [
+        "# The output goes on in logs/, which no scheduler would make.",
+        'output=$(readlink "/proc/$$/fd/1" || true) name=${output##*/}',
+        'if [ -f "$output" ] && [ "${output%/*}" = "$(pwd -P)" ]; then',
+        '    mkdir -p logs && mv "$output" "logs/${name%.out}-$link.out"',
+        "fi",
+    ]
+
+
 def copies(job: Job) -> list[str]:
-    """What goes to node-local storage first."""
+    """What goes to node-local storage first; nothing is left of it if that fails."""
     lines = [*program.unpack(job), *_stage(job)]
-    return ["copies=()", *lines] if lines else []
+    if not lines:
+        return []
+    return [
+        "copies=()",
+        'clean() { [ ${#copies[@]} = 0 ] || timeout 60 "${launch[@]}" rm -rf "${copies[@]}" || true; }',
+        *lines,
+    ]
 
 
 def _stage(job: Job) -> list[str]:
@@ -125,18 +144,16 @@ def _stage(job: Job) -> list[str]:
         f"stage={shlex.quote(job.stage)}" if job.tasks else "stage=${STAGE:-}  # a data folder, to be copied to every node",
         'if [ -n "$stage" ]; then',
         f'    staged="{job.machine.local}/legw-${{job//[^A-Za-z0-9]/-}}-$link"',
-        f'    "${{launch[@]}}" {program.words(job)} data stage "$stage" "$staged"',
-        '    set -- "$@" data.dir="$staged"',
         '    copies+=("$staged")',
+        f'    "${{launch[@]}}" {program.words(job)} data stage "$stage" "$staged" || {program.CLEAN_AND_END}',
+        '    set -- "$@" data.dir="$staged"',
         "fi",
     ]
 
 
 def clean(job: Job) -> list[str]:
     """Leave nothing on the nodes; in a time that does not endanger what follows."""
-    if job.tasks and not (job.stage or job.unpack):
-        return []
-    return ['[ ${#copies[@]} = 0 ] || timeout 60 "${launch[@]}" rm -rf "${copies[@]}" || true']
+    return ["clean"] if copies(job) else []
 
 
 def end(job: Job, go_on: list[str], after: list[str]) -> list[str]:

@@ -64,6 +64,7 @@ def text(job: Job) -> str:
         f"job={job_id} nodes=$SLURM_JOB_NUM_NODES ranks={job.machine.ranks}",
         f"link=$((${{SLURM_RESTART_COUNT:-0}} + 1)) chain={chain}",
         *([code] if ahead else []),
+        *script.logs(job),
         *script.links(job),
         *script.arguments(job, "SLURM_ARRAY_TASK_ID"),
         f"launch=({launch.command(job.machine)})",

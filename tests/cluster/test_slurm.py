@@ -193,6 +193,27 @@ def test_a_killed_rank_ends_the_job_within_30_seconds_and_is_named(launcher: str
     assert re.search(named, " ".join(said(out).split())), said(out)
 
 
+@pytest.mark.parametrize("scheduler", ["slurm", pytest.param("pbs", marks=needs_qsub)])
+def test_a_script_by_hand_stages_trains_and_leaves_its_output_in_logs(scheduler: str, call: Call, tmp_path: Path) -> None:
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=2"], tmp_path / "r"
+    words, script = [*recipe, "out=r"], str(ROOT / f"jobs/{scheduler}/localhost.{'sbatch' if scheduler == 'slurm' else 'pbs'}")
+    variables = {"LEGW_BIN": BIN, "STAGE": str(ROOT / "legw_hpc/data/sample/mnist"), "ARGS": " ".join(words)}
+    submit = {
+        "slurm": ["sbatch", "-N", "2", script, *words],
+        "pbs": ["qsub", "-V", "-l", "select=2:ncpus=2:mpiprocs=1", script],  # SLURM's -v splits ARGS at its blanks
+    }[scheduler]
+    done = call("env", *(f"{key}={value}" for key, value in variables.items()), *submit)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[-1]
+    wait_for(lambda: finished(out))
+    wait_for(lambda: job not in call("squeue", "-h", "-o", "%i").stdout.split(), 60)
+    assert runlog.read(out)[0]["nodes"] == 2
+    (log,) = [path for path in (tmp_path / "logs").iterdir() if ".e" not in path.name]
+    assert "done: accuracy" in log.read_text()
+    assert not list(Path("/tmp").glob(f"legw-{job}-*"))  # the copies; the nodes' /tmp is this one where they are emulated
+    same_as_a_local_run(out, recipe)
+
+
 def test_a_failure_is_not_repeated(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "r"
     job = submitted(call, out, ["mnist-lstm-sample", "batch=256", "solver=sgd", "lr=1e30"], "--chain", "3")
