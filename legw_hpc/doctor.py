@@ -113,8 +113,12 @@ def _python_says(code: str) -> str | None:
 def _device() -> str:
     import torch
 
+    from legw_hpc.device import in_hardware
+
     if not torch.cuda.is_available():
-        return f"device: CPU ({torch.backends.cpu.get_cpu_capability()})"
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        words = ", ".join(f"{name} {'in hardware' if in_hardware(kind) else 'emulated: slow'}" for name, kind in kinds.items())
+        return f"device: CPU ({torch.backends.cpu.get_cpu_capability()}; {words})"
     found = f"device: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     if _python_says("from legw_hpc.comm.horovod import facts; print(facts()['nccl'])") == "True":
         return f"{found}, NCCL"
@@ -132,7 +136,8 @@ def _threads() -> str:
     note = "; oversubscribed" if local > (os.cpu_count() or 1) else ""
     if cores * local < (os.cpu_count() or 1):
         note += "; pinned to fewer cores than there are (Open MPI: --map-by slot:PE=N, or --bind-to none)"
-    return f"threads: {cores} of {os.cpu_count()} cores, {local} ranks here{note}, OMP_NUM_THREADS {asked or 'not set'}"
+    rule = "ranks x threads <= cores unless threads= or OMP_NUM_THREADS says otherwise"
+    return f"threads: {cores} of {os.cpu_count()} cores, {local} ranks here{note}, OMP_NUM_THREADS {asked or 'not set'}; {rule}"
 
 
 def _hdf5() -> str:
