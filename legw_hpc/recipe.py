@@ -118,7 +118,8 @@ class Recipe:
         input_threads: per rank, to decode images; 0 is as many as `threads`.
         log_every: seconds between lines of the run log.
         noise_scale: log the gradient noise scale (noise.py), on 2 ranks or more; a pass over the gradient a step.
-        stall_minutes: that a rank waits for the others in one exchange before the run is ended; 0 is for ever.
+        stall_minutes: that a rank waits for the others in one exchange before the run is ended; three times as many at one
+            place without a micro-batch; 0 is for ever.
     """
 
     name: str

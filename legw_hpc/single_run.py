@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrup
 from legw_hpc.recipe import Recipe
 from legw_hpc.runfolder import RunFolder
 from legw_hpc.trainer import Done, Timing
-from legw_hpc.watchdog import watching
+from legw_hpc.watchdog import not_for_ever, watching
 from legw_hpc.work import Work, prepare
 
 # Before the first step a rank may read many shards while the others wait: so many times `stall_minutes` (assumed).
@@ -48,7 +49,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
         Interrupted: a signal came; there is a checkpoint.
     """
     with _stop_signals() as stopped:
-        return _run(recipe, connect(recipe.comm), stopped)
+        comm = connect(recipe.comm)
+        with not_for_ever(comm, 2 * PREPARING * 60 * recipe.stall_minutes):
+            return _run(recipe, comm, stopped)
 
 
 def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]
             ended = folder.result()
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
-            with watching(folder.path, comm, stalled):
+            with watching(folder.path, comm, stalled), not_for_ever(comm, 3 * stalled):
                 return _train(work, folder, stopped)
     except InputError as error:
         if comm.size > 1 and not error.agreed:  # in the middle of the run: the others wait for this rank
@@ -202,13 +205,25 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         print(f"micro    {work.tuned}")
         facts["micro_batches_tried"] = work.tuned.seconds
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
+    code = {"versions": runlog.versions(), "commit": runlog.commit()}
     if done:
-        folder.log.write("resume", step=done, **facts)
+        for key, then in _code_before(folder.path).items():
+            if then != code[key]:
+                print(f"note     {key} were other before step {done}: {then}")
+        folder.log.write("resume", step=done, **facts, **code)
     else:
         about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), **facts}
         if (package := installed.package(recipe.application)) is not None:
             about["package"] = package
-        folder.log.write("start", **about, versions=runlog.versions(), commit=runlog.commit(), command=runlog.command())
+        folder.log.write("start", **about, **code, command=runlog.command())
+
+
+def _code_before(run: Path) -> dict[str, Any]:
+    """Versions and commit of the part of a run before this one, as far as its log has them."""
+    told: dict[str, Any] = {}
+    for line in runlog.read(run):
+        told |= {key: line[key] for key in ("versions", "commit") if key in line}
+    return told
 
 
 def _step_line(at: Done, derived: Derived) -> dict[str, Any]:

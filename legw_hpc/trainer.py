@@ -171,6 +171,7 @@ def train(
             flat.loss += loss.detach()
             if after is not None:
                 carried[number : number + 1] = [after]
+            comm.beats += 1
             told(number + 1)
             asked = clock()
         flat.asked.copy_(torch.tensor(asks()))
@@ -245,6 +246,7 @@ def evaluate(
                 found = app.evaluate(model, *tensors)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
+            comm.beats += 1
     model.train()
     names = sorted({name for names in comm.gather(sorted(sums)) for name in names})
     # float64: exact for counts, and the order of ranks does not show in the digits that are printed.

@@ -9,6 +9,9 @@ one collective for too long leaves a mark, RUN/stalled/RANK.json; the others tha
 leave theirs.  Whoever has none, or is not in a collective, is who the others wait for.  The lowest
 waiting rank says so and ends the job.  Until then nothing is written and nothing exchanged; a rank that goes on after
 all takes its mark away.
+
+Where no rank is left to wait for another (the file system of all of them hangs, or that of the marks), `not_for_ever` ends
+each rank that has not gone on for much longer.  It touches no file.
 """
 
 from __future__ import annotations
@@ -29,6 +32,41 @@ from legw_hpc.errors import EXIT_STALLED
 from legw_hpc.runlog import STALLED
 
 PACKAGE = Path(__file__).parent
+WHOLE = "The last checkpoint is whole: the same command goes on from it"
+
+
+@contextlib.contextmanager
+def not_for_ever(comm: Comm, seconds: float) -> Iterator[None]:
+    """End this rank, and the job with it, if its main thread stays where it is; one rank alone too.
+
+    Args:
+        comm: its `beats` count the micro-batches; its `abort` ends the job, with EXIT_STALLED.
+        seconds: at one place without a beat, from which on it has stopped; 0 is never.
+    """
+    if not seconds:
+        yield
+        return
+    main, over = threading.get_ident(), threading.Event()
+    every = min(10.0, seconds / 8)
+
+    def loop() -> None:
+        seen, since = None, 0.0
+        while not over.wait(every):
+            frame = next(_frames(main), None)  # kept in `seen`, so that another call cannot take its place in memory
+            here = (comm.beats, frame, None if frame is None else frame.f_lasti)
+            if here != seen:
+                seen, since = here, time.monotonic()
+            # Rank 0 first: where all hang, one line will do.
+            elif time.monotonic() - since >= seconds + (2 * every if comm.rank else 0):
+                who = f"rank {comm.rank} on {comm.node} has not gone on for {seconds:g} s: it is at {_where(frame)}"
+                print(f"legw-hpc: stalled: {who}. {WHOLE}", file=sys.stderr, flush=True)
+                comm.abort(EXIT_STALLED)
+
+    threading.Thread(target=loop, name="legw-not-for-ever", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager
@@ -97,25 +135,16 @@ class _Watch:
         if marked:
             self._unmark()
 
-    def _frames(self) -> Iterator[FrameType]:
-        """Of the main thread in this package, the innermost first."""
-        frame = sys._current_frames().get(self.main)
-        while frame is not None:
-            if PACKAGE in Path(frame.f_code.co_filename).parents:
-                yield frame
-            frame = frame.f_back
-
     def _collective(self) -> FrameType | None:
         """The outermost call into comm/ that the main thread is in."""
         found = None
-        for frame in self._frames():
+        for frame in _frames(self.main):
             if Path(frame.f_code.co_filename).parent.name == "comm":
                 found = frame
         return found
 
     def _mark(self, waits: bool) -> None:
-        frame = next(self._frames(), None)
-        where = "?" if frame is None else f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}"
+        where = _where(next(_frames(self.main), None))
         with contextlib.suppress(Exception):  # what cannot be written is taken for stopped, and told as such
             make_folder(self.folder, parents=self.fresh)  # else a run folder that is gone was removed, and stays so
             with written_whole(self.folder / f"{self.comm.rank}.json") as path:
@@ -145,6 +174,19 @@ class _Watch:
         return True
 
 
+def _frames(thread: int) -> Iterator[FrameType]:
+    """Of a thread in this package, the innermost first."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if PACKAGE in Path(frame.f_code.co_filename).parents:
+            yield frame
+        frame = frame.f_back
+
+
+def _where(frame: FrameType | None) -> str:
+    return "?" if frame is None else f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}"
+
+
 def report(marks: dict[int, dict[str, Any]], nodes: list[str], seconds: float) -> str:
     """Who is waited for, in one line.
 
@@ -157,4 +199,4 @@ def report(marks: dict[int, dict[str, Any]], nodes: list[str], seconds: float) -
     busy = [f"rank {rank} on {nodes[rank]} is at {mark['where']}" for rank, mark in sorted(marks.items()) if not mark["waits"]]
     who = stopped + busy or ["no rank is missing, so the exchange itself hangs"]
     told = "; ".join(who[:8]) + (f"; and {len(who) - 8} more" if len(who) > 8 else "")
-    return f"stalled for {seconds:g} s: {told}. The last checkpoint is whole: the same command goes on from it"
+    return f"stalled for {seconds:g} s: {told}. {WHOLE}"

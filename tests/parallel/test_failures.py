@@ -103,6 +103,34 @@ def test_a_rank_that_stops_before_the_first_step_is_named(arguments: list[str], 
     assert code == 0, said
 
 
+def test_ranks_that_all_hang_end(arguments: list[str], tmp_path: Path) -> None:
+    """The file system of every rank: nobody waits for another."""
+    (tmp_path / "sitecustomize.py").write_text(HANGS.replace('== "1"', "is not None"))
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.02", f"out={tmp_path / 'r'}"]
+    code, said = launch(2, words, timeout=90)
+    assert code == EXIT_STALLED, said
+    assert re.search(rf"stalled: rank 0 on {socket.gethostname()} has not gone on for 14\.4 s: it is at work\.py:\d+", said), said
+
+
+STAYS = """
+import sys, time
+from legw_hpc.comm import Serial
+from legw_hpc.watchdog import not_for_ever
+comm = Serial()
+with not_for_ever(comm, 1.0):
+    for _ in range(30):
+        time.sleep(0.1)
+        comm.beats += sys.argv[1] == "beats"
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("stays", EXIT_STALLED), ("beats", 0)])
+def test_one_rank_alone_ends_if_it_does_not_go_on(how: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", STAYS, how], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert ("has not gone on for 1 s" in done.stderr) == bool(code)
+
+
 def test_a_rank_that_comes_late_leaves_no_mark(tmp_path: Path) -> None:
     """A mark that stays would name the wrong rank at the next stall, or keep all from ending."""
     answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=6.0, late=8.0)
