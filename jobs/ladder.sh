@@ -12,7 +12,7 @@ set -eu
 machine=${1:?usage: jobs/ladder.sh MACHINE [key=value ...] [option ...]}
 shift
 case $machine in # ranks a node x 32
-    knl | skylake) images=64 ;;
+    knl* | skylake) images=64 ;;
     gpu4) images=128 ;;
     gpu8) images=256 ;;
     *) images=${IMAGES:?machine $machine: set IMAGES to 32 x its ranks a node} ;;

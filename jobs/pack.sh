@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work" "$file.tar" "$file.part"' EXIT
 mkdir "$work/legw_hpc"
 [ "$commit" = None ] || echo "$commit" >"$work/legw_hpc/COMMIT"  # for the logs of runs: there is no .git over there
-tar -cf "$file.tar" -C "$(realpath "$venv")" . -C "$top" legw_hpc -C "$work" legw_hpc/COMMIT
+tar -cf "$file.tar" -C "$(realpath "$venv")" . -C "$top" legw_hpc -C "$work" legw_hpc
 read -r sum _ < <(sha256sum "$file.tar")
 {
     cat <<END

@@ -35,9 +35,9 @@ RIGHT = 'while [ "$1" != hostname ] && [ "$1" != legw-hpc ] && [ "$1" != rm ]; d
 WRONG = RIGHT.replace("echo $h", "echo n1")
 
 
-def run(text: str, stubs: Stubs, nodes: int = 2, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A script as on the first of its nodes, n1."""
-    hosts = [f"n{i + 1}" for i in range(nodes) for _ in range(2)]
+def run(text: str, stubs: Stubs, nodes: int = 2, domain: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """A script as on the first of its nodes, n1; their names in the nodefile end in `domain`."""
+    hosts = [f"n{i + 1}{domain}" for i in range(nodes) for _ in range(2)]
     (stubs.folder / "nodefile").write_text("".join(f"{host}\n" for host in hosts))
     told = {
         "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_SUBMIT_DIR": str(stubs.folder), "PBS_JOBID": "7.pbs",

@@ -206,7 +206,8 @@ WRONG_MACHINES = [
     (["environment.A=1"], "environment.A must be text"),
     (["slurm.mpi=pmix;rm"], "slurm.mpi has characters"),
     (["slurm.partition=a;b"], "slurm.partition has characters"),
-    (["slurm.options=[1]"], "slurm.options must be a list of single lines"),
+    (["slurm.options=[1]"], "slurm.options must be of single lines"),
+    (['description="a\\nb"'], "description must be of single lines"),
 ]
 
 

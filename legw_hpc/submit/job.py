@@ -196,14 +196,19 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
     if need > machine.memory_gb:
         raise InputError(
             f"{layout}: {machine.ranks} x {rank_gb(recipe, samples):.1f} GB a node are more than the {machine.memory_gb:g} GB of "
-            f"machine {machine.name}: more nodes, or a smaller micro_batch (here {min(samples, micro)} samples)"
+            f"machine {machine.name}: {_less(recipe, machine, nodes)}a smaller micro_batch (here {min(samples, micro)} samples)"
         )
     gpu = rank_gb(recipe, samples, gpu=True)
     if machine.gpus and machine.gpu_memory_gb and gpu > machine.gpu_memory_gb:
         raise InputError(
             f"{layout}: {gpu:.1f} GB a rank are more than the {machine.gpu_memory_gb:g} GB of a GPU of machine {machine.name}: "
-            f"more nodes, or a smaller micro_batch (here {min(samples, micro)} samples)"
+            f"{_less(recipe, machine, nodes)}a smaller micro_batch (here {min(samples, micro)} samples)"
         )
+
+
+def _less(recipe: Recipe, machine: Machine, nodes: int) -> str:
+    """Of a rank's work by more nodes, for the message, where there is such a number of nodes."""
+    return "more nodes, or " if any(n > nodes for n in _counts(recipe, machine)) else ""
 
 
 def _fits(recipe: Recipe, samples: int) -> bool:
@@ -214,11 +219,16 @@ def _fits(recipe: Recipe, samples: int) -> bool:
     return samples % recipe.micro_batch == 0 or (samples < recipe.micro_batch and not together)
 
 
-def _nodes_that_fit(recipe: Recipe, machine: Machine) -> str:
-    """For the message: the node counts that work."""
+def _counts(recipe: Recipe, machine: Machine) -> list[int]:
+    """The numbers of nodes over which the batch goes evenly, in full micro-batches."""
     most = min(machine.nodes, recipe.batch // machine.ranks)
     whole = [n for n in range(1, most + 1) if recipe.batch % (n * machine.ranks) == 0]
-    fit = [n for n in whole if _fits(recipe, recipe.batch // (n * machine.ranks))]
+    return [n for n in whole if _fits(recipe, recipe.batch // (n * machine.ranks))]
+
+
+def _nodes_that_fit(recipe: Recipe, machine: Machine) -> str:
+    """For the message: the node counts that work."""
+    fit = _counts(recipe, machine)
     if not fit:
         return f"no number of nodes with {machine.ranks} ranks fits"
     return f"{', '.join(map(str, fit[-6:]))} {'node fits' if fit == [1] else 'nodes fit'}"

@@ -219,14 +219,17 @@ def _check(machine: Machine) -> None:
     for key, (chosen, known) in choices.items():
         if chosen not in known:
             raise InputError(f"{where}: unknown {key} {chosen!r}: one of {', '.join(known)}")
+    if not re.fullmatch(r"[\w.-]+", machine.name):  # it is written into the script
+        raise InputError(f"{where}: the file's name has characters that do not belong into a script: {machine.name!r}")
     for key, lines in {
+        "description": (machine.description,),
         "setup": machine.setup,
         "container": machine.container,
         "slurm.options": machine.slurm.options,
         "pbs.options": machine.pbs.options,
     }.items():
         if not all(isinstance(line, str) and line and "\n" not in line for line in lines):
-            raise InputError(f"{where}: {key} must be a list of single lines of text, not {lines!r}")
+            raise InputError(f"{where}: {key} must be of single lines of text, not {lines!r}")
     for key, setting in machine.environment.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", key) or not isinstance(setting, str):
             raise InputError(f"{where}: environment.{key} must be text under the name of a variable, not {setting!r}")

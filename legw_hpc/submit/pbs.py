@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from legw_hpc.errors import EXIT_RESUME
 from legw_hpc.submit import launch, program, script
 from legw_hpc.submit.job import Job
 from legw_hpc.submit.machine import clock
@@ -76,10 +77,13 @@ def text(job: Job) -> str:
         "# PBS has no warning before the end of the walltime, and its TERM leaves too little time for a checkpoint.",
         *_walltime(job),
         f"left=$((walltime - {job.machine.warning_seconds} - SECONDS))",
-        f'[ "$left" -gt 0 ] || {program.refuse("no time left to train")}',
-        "rc=0",
-        f'timeout --preserve-status --signal=USR1 --kill-after={job.machine.warning_seconds} "$left" \\',
-        f'    "${{launch[@]}}" {program.words(job)} train "$@" || rc=$?',
+        f"rc={EXIT_RESUME}  # of one that has no time left",
+        'if [ "$left" -gt 0 ]; then',
+        "    rc=0",
+        f'    timeout --preserve-status --signal=USR1 --kill-after={job.machine.warning_seconds} "$left" \\',
+        f'        "${{launch[@]}}" {program.words(job)} train "$@" || rc=$?',
+        "fi",
+        script.ends(),
         *script.end(job, _successor(job), script.clean(job)),  # the successor first: little time is left
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -146,7 +150,9 @@ def _agent(*variables: str) -> list[str]:
     return [
         "if command -v pbs_tmrsh >/dev/null; then  # in the place of ssh; but it starts no shell at the far end",
         "    # shellcheck disable=SC2016  # the agent's own variables",
-        "    printf '%s\\n' '#!/bin/sh' 'host=$1; shift' 'exec pbs_tmrsh \"$host\" /bin/sh -c \"$*\"' >\"$work/agent\"",
+        "    # Open MPI 4 names a host without its domain, pbs_tmrsh knows it as the nodefile does.",
+        "    printf '%s\\n' '#!/bin/sh' 'name=$1; shift' 'host=$(grep -m 1 -E \"^$name(\\.|\\$)\" \"$PBS_NODEFILE\")' \\",
+        '        \'exec pbs_tmrsh "${host:-$name}" /bin/sh -c "$*"\' >"$work/agent"',
         '    chmod +x "$work/agent"',
         *(f"    export {words}" for words in variables),
         "fi",

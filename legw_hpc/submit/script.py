@@ -67,6 +67,7 @@ def links(job: Job) -> list[str]:
             f'before=$(cat "$code" 2>/dev/null || echo {EXIT_RESUME})',
             f'if [ "$before" != {EXIT_RESUME} ]; then echo "the run has ended with exit code $before"; exit 0; fi',
             at_exit(job),
+            f"trap 'exit {KILLED}' TERM  # else bash would tell 0",
         ]
     return [f'[ "$link" -le "$chain" ] || {refuse("run $link of at most $chain: not started", EXIT_RESUME)}']
 
@@ -122,6 +123,15 @@ def logs(job: Job) -> list[str]:
         '    mkdir -p logs && mv "$output" "logs/${name%.out}-$link.out"',
         "fi",
     ]
+
+
+# As a shell has it of TERM; above 128 tells the rest of a chain nothing, and it goes on.
+KILLED = 143
+
+
+def ends() -> str:
+    """A rank that had not yet got so far as to take the warning dies of it (128 + USR1): nothing is lost, the chain goes on."""
+    return f'[ "$rc" != 138 ] || rc={EXIT_RESUME}'
 
 
 def copies(job: Job) -> list[str]:

@@ -58,7 +58,8 @@ def text(job: Job) -> str:
         'cd "$SLURM_SUBMIT_DIR"',
         "# The warning before the end of the walltime: the ranks write a checkpoint and end with 85.",
         "run='' asked=''",
-        "trap 'asked=1; [ -z \"$run\" ] || kill -USR1 \"$run\"' USR1",
+        # A launcher that has just been forked would lose it.
+        "trap 'asked=1; [ -z \"$run\" ] || { sleep 1; kill -USR1 \"$run\" 2>/dev/null || true; }' USR1",
         *script.environment(job),
         "",
         f"job={job_id} nodes=$SLURM_JOB_NUM_NODES ranks={job.machine.ranks}",
@@ -79,25 +80,29 @@ def text(job: Job) -> str:
         "    # In the background: bash runs a trap only between commands, or in `wait`, which then returns over 128.",
         *(["    export SLURM_WAIT=20  # seconds: a rank that has died ends the others"] if srun else []),
         f'    "${{launch[@]}}" {program.words(job)} train "$@" & run=$!',
-        '    [ -z "$asked" ] || kill -USR1 "$run"  # it came between the two',
+        '    [ -z "$asked" ] || { sleep 1; kill -USR1 "$run"; }  # it came between the two',
         '    while rc=0; wait "$run" || rc=$?; [ "$rc" -gt 128 ] && kill -0 "$run" 2>/dev/null; do :; done',
         "fi",
         "trap '' USR1",
-        *(_node_lost() if job.chain > 1 and job.machine.slurm.chain == "requeue" else []),
+        script.ends(),
+        *(_node_lost(job) if job.chain > 1 else []),
         *script.clean(job),
         *script.end(job, ["# Nothing after it is sure to run.", f'scontrol requeue "$job" || {script.NOT_QUEUED}'], []),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _node_lost() -> list[str]:
-    """Wait for SLURM where a node is gone: the ranks end before the controller notices (measured: 5 s, and 40 s)."""
+def _node_lost(job: Job) -> list[str]:
+    """The ranks of a node that is gone end before the controller notices (measured: 5 s, and 40 s): ask the nodes."""
     told = f"0 | {EXIT_INPUT} | {EXIT_DIVERGED} | {EXIT_RESUME}"
+    what, then = "waiting for SLURM to notice, which starts this job again", f"sleep {LOST_SECONDS}"
+    if job.machine.slurm.chain == "ahead":
+        what, then = "the next job of the chain goes on", f"exit {script.KILLED}"
     return [
         f'case "$rc" in {told}) ;; *)',
         '    if ! timeout 60 srun --mpi=none -n "$nodes" --ntasks-per-node=1 true; then',
-        '        echo >&2 "legw-hpc: a node does not answer; waiting for SLURM to notice, which starts this job again"',
-        f"        sleep {LOST_SECONDS}",
+        f'        echo >&2 "legw-hpc: a node does not answer; {what}"',
+        f"        {then}",
         "    fi ;;",
         "esac",
     ]
