@@ -142,7 +142,19 @@ def test_a_broken_file_is_named(source: Path, tmp_path: Path, capsys: pytest.Cap
     assert str(caught.value).startswith(f"{source}/train/bee/bee1.JPEG: ")
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not [path for path in out.iterdir() if path.suffix != ".h5"]
+    assert {path.suffix for path in out.glob("*")} == {".h5"} or not out.exists()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["made", "there before"])
+def test_a_folder_made_for_nothing_is_removed(source: Path, tmp_path: Path, there: bool) -> None:
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    for path in (source / "train").rglob("*.JPEG"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="empty: 0 bytes"):
+        convert(source, out)
+    assert out.exists() == there
 
 
 def test_a_worker_names_a_broken_file_and_all_end(source: Path, tmp_path: Path) -> None:

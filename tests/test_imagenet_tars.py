@@ -102,6 +102,17 @@ def cut_class(files: dict[str, bytes]) -> None:
     files["bee.tar"] = files["bee.tar"][:1024]
 
 
+def train_of_class_tars(published: Path) -> Path:
+    """train/CLASS.tar, with a hidden file."""
+    folder = (published.parent / "tars").rename(published / "train")
+    (folder / ".hidden.tar").touch()
+    return folder
+
+
+def other_suffix(labels: Path) -> None:
+    labels.write_text(labels.read_text().replace("ant0.JPEG", "ant0.png"))
+
+
 TRAIN, VAL = imagenet.TRAIN_TAR, imagenet.VAL_TAR
 BAD_IMAGENET: dict[str, tuple[Harm, list[str]]] = {
     "no train": (lambda p: (p / TRAIN).unlink(), ["neither train/CLASS/", TRAIN]),
@@ -120,6 +131,16 @@ BAD_IMAGENET: dict[str, tuple[Harm, list[str]]] = {
     "image without label": (lambda p: (p / "labels.txt").write_text("ant0.JPEG ant\n"), ["labels.txt", "ant1.JPEG", "1 images"]),
     "label without class": (lambda p: (p / "labels.txt").write_text("ant0.JPEG\n"), ["labels.txt", "line 1", "ant0.JPEG"]),
     "two labels": (lambda p: (p / "labels.txt").write_text("a ant\na bee\n"), ["labels.txt", "line 2", "bee", "ant"]),
+    "label of another suffix": (lambda p: other_suffix(p / "labels.txt"), ["labels.txt", "no line for ant0.JPEG"]),
+    "image beside class tars": (
+        lambda p: (train_of_class_tars(p) / "lost.JPEG").write_bytes(RGB),
+        ["train/lost.JPEG: not a tar", "one tar a class"],
+    ),
+    "compressed class": (
+        lambda p: (train_of_class_tars(p) / "a.tar.gz").touch(),
+        ["train/a.tar.gz: not a tar", "one tar a class"],
+    ),
+    "folder beside class tars": (lambda p: (train_of_class_tars(p) / "more").mkdir(), ["train/ant.tar: not a folder"]),
     "no labels file": (lambda p: (p / "labels.txt").unlink(), ["labels.txt", "cannot be read"]),
     "foreign label": (
         lambda p: (p / "labels.txt").write_text((p / "labels.txt").read_text().replace(" bee", " wasp")),

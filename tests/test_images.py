@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import cast
@@ -14,6 +15,7 @@ import torch
 
 from legw_hpc.apps import application
 from legw_hpc.apps.images import normalised
+from legw_hpc.data.format import INDEX
 from legw_hpc.data.shards import Shards
 from legw_hpc.data.sources import images, small_images
 from legw_hpc.errors import InputError
@@ -138,7 +140,7 @@ def test_a_sample_that_does_not_decode_is_named(jpegs: Path, tmp_path: Path) -> 
         file["image/bytes"][start : start + 4] = 0
     data = Shards(folder, "train")
     name = data.take("name", np.array([7]))[0].decode()
-    with pytest.raises(InputError, match=rf"train sample 7 \({name}\)"):
+    with pytest.raises(InputError, match=rf"train sample 7 \({name}\) in train-00000\.h5: "):
         application("resnet50", size=32, resize=36).decode(data, np.arange(10), (1, 0))
 
 
@@ -162,4 +164,16 @@ def test_what_cannot_be_trained_is_refused(name: str, small: Path, cli: Cli, tmp
     done = cli("train", *training("cifar10-resnet20", small, **changed), "device=cpu", "out=run")
     assert done.returncode == 2
     assert said in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_without_a_bound_are_refused(small: Path, cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(small, folder)
+    index = json.loads((folder / INDEX).read_text())
+    index["splits"]["test"]["fields"]["label"]["classes"] = None
+    (folder / INDEX).write_text(json.dumps(index))
+    done = cli("train", *training("cifar10-resnet20", folder), "device=cpu", "out=run")
+    assert done.returncode == 2
+    assert f"{folder}: test field 'label' declares no number of classes, resnet20 wants {CLASSES}" in done.stderr
     assert not (tmp_path / "run").exists()

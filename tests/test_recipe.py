@@ -62,6 +62,27 @@ def test_windows_of_ptb(batch: int, steps: int) -> None:
     assert derived.scaled.lr == pytest.approx(derived.recipe.baseline.lr * (batch / 20) ** 0.5)
 
 
+# Solver and its options, epochs, lr, clipping, window, options; epochs at the first rate, what each one after them makes of it.
+PTB = {
+    "ptb-lstm-paper": ("momentum", {"momentum": 0.9}, 13, 2.0, 0.25, 20, {}, 7, 0.5),
+    "ptb-lstm-large": ("sgd", {}, 55, 35.0, 10 / 35, 35, {"hidden": 1500, "init": 0.04, "dropout": 0.65}, 14, 1 / 1.15),
+}
+
+
+@pytest.mark.parametrize("name", PTB)
+def test_the_other_recipes_of_ptb(name: str) -> None:
+    solver, of_solver, epochs, lr, clip, window, options, hold, factor = PTB[name]
+    recipe = load(name)
+    assert (recipe.solver, recipe.solvers.get(solver, {})) == (solver, of_solver)
+    assert (recipe.epochs, recipe.data.window, recipe.options) == (epochs, window, options)
+    assert (recipe.baseline.batch, recipe.baseline.lr) == (20, lr)
+    assert recipe.clip_norm == pytest.approx(clip, rel=1e-3)
+    schedule = derive(recipe).schedule
+    wanted = [lr] * hold + [lr * factor**i for i in range(1, epochs - hold + 1)]
+    for place in (0.0, 0.99):  # of an epoch; the first may have the warmup
+        assert [schedule(epoch + place) for epoch in range(1, epochs)] == pytest.approx(wanted[1:], rel=1e-5)
+
+
 def test_a_text_too_short_for_its_rows_is_refused() -> None:
     with pytest.raises(InputError, match=r"100 words in 50 rows.*window of 20"):
         derive(load("ptb-lstm", ["data.train_samples=100", "batch=50"]))

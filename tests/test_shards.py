@@ -59,6 +59,12 @@ def test_reads_back_in_any_order(
     assert verify(folder) == {"train": count}
 
 
+def test_the_file_of_a_sample(tmp_path: Path) -> None:
+    write(tmp_path / "d", samples(9), per_shard=4)
+    shards = Shards(tmp_path / "d", "train")
+    assert [int(shards.file_of(sample).stem[-1]) for sample in range(9)] == [0] * 4 + [1] * 4 + [2]
+
+
 def test_a_large_compressed_dataset_is_read_by_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = samples(30)
     write(tmp_path / "d", made, compress=4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 from legw_hpc import runlog
 from legw_hpc.apps import application
 from legw_hpc.apps.ptb_lstm import CONTEXT
+from legw_hpc.data.format import INDEX
 from legw_hpc.data.loader import evaluation_batches
 from legw_hpc.data.shards import Shards, verify
 from legw_hpc.data.sources import text
@@ -75,6 +78,9 @@ BAD = {
     "unknown word": ({"test": "w1\nw2 zebra\n"}, r"ptb\.test\.txt: line 2: 'zebra' is not a word of ptb\.train\.txt"),
     "the end's own word": ({"train": "w1 <eos>\n"}, r"ptb\.train\.txt: line 1 has the word <eos>"),
     "empty file": ({"valid": ""}, r"ptb\.valid\.txt: empty"),
+    "byte order mark": ({"train": "\ufeffw1 w2\n"}, r"ptb\.train\.txt: line 1 begins with a byte order mark"),
+    "lone CR": ({"train": "w1\r\nw2\rw3\n"}, r"ptb\.train\.txt: line 2 has a carriage return without a newline"),
+    "CR line ends": ({"test": "w1\rw2\r"}, r"ptb\.test\.txt: line 1 has a carriage return without a newline"),
 }
 
 
@@ -95,8 +101,6 @@ def test_other_text_under_the_names_of_ptb_is_refused(tmp_path: Path, cli: Cli) 
 
 
 def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path, shards_of_text: Path, cli: Cli) -> None:
-    import shutil
-
     import h5py
 
     folder = tmp_path / "text"
@@ -282,6 +286,19 @@ def test_shards_of_another_vocabulary_are_refused(shards_of_text: Path, cli: Cli
     done = cli("train", *training(shards_of_text, **{"options.vocabulary": 30}))
     assert done.returncode == 2
     assert "token" in done.stderr
+
+
+def test_tokens_without_a_bound_are_refused(shards_of_text: Path, cli: Cli, tmp_path: Path) -> None:
+    """Nothing checks their values when the shards are opened: a token out of range would end the training in the loss."""
+    folder = tmp_path / "text"
+    shutil.copytree(shards_of_text, folder)
+    index = json.loads((folder / INDEX).read_text())
+    index["splits"]["train"]["fields"]["token"]["classes"] = None
+    (folder / INDEX).write_text(json.dumps(index))
+    done = cli("train", *training(folder), "out=run")
+    assert done.returncode == 2
+    assert f"{folder}: train field 'token' declares no number of classes, ptb-lstm wants 31" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_input_errors_are_of_one_kind() -> None:

@@ -46,7 +46,7 @@ class Application:
         """Refuse shards of another task.
 
         Raises:
-            InputError: a field is missing or of another type or shape.
+            InputError: a field is missing, of another type or shape, or may hold labels that the task does not have.
         """
         for name, want in self.fields.items():
             have = data.fields.get(name)
@@ -54,6 +54,10 @@ class Application:
                 raise InputError(f"{data.folder}: {data.split} has no field {name!r}, which {self.name} reads")
             if (have.dtype, have.shape) != (want.dtype, want.shape) or (have.classes or 0) > (want.classes or 0):
                 raise InputError(f"{data.folder}: {data.split} field {name!r} is {have}, {self.name} reads {want}")
+            if want.classes is not None and have.classes is None:  # nothing has checked its values
+                raise InputError(
+                    f"{data.folder}: {data.split} field {name!r} declares no number of classes, {self.name} wants {want.classes}"
+                )
         if not len(data):
             raise InputError(f"{data.folder}: split {data.split} has no samples")
 

@@ -52,7 +52,8 @@ def resnet50(
                 return augment.train_image(jpegs[place], draws[place], size)
             except ValueError as error:
                 name = data.take("name", samples[place : place + 1])[0].decode(errors="replace")
-                raise InputError(f"{data.folder}: {data.split} sample {samples[place]} ({name}): {error}") from None
+                where = f"{data.split} sample {samples[place]} ({name}) in {data.file_of(samples[place]).name}"
+                raise InputError(f"{data.folder}: {where}: {error}") from None
 
         jpegs = data.take("image", samples)
         images = np.empty((len(samples), size, size, 3), np.uint8)

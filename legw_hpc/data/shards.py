@@ -44,6 +44,10 @@ class Shards:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def file_of(self, sample: int) -> Path:
+        """The file that holds a sample, for a message."""
+        return self.files[int(np.searchsorted(self._starts, sample, side="right")) - 1].path
+
     def take(self, name: str, samples: NDArray[np.int64]) -> Any:
         """The field of the given samples: an array [n, *shape], or a list of bytes.
 

@@ -79,8 +79,11 @@ def _train(source: Path) -> tuple[Tree, Path]:
     folder, tar = source / "train", source / TRAIN_TAR
     if has_class_folders(folder):
         return class_folders(folder), folder
-    tars = sorted(folder.glob("*.tar"))
-    if tars:
+    tars = sorted(folder.glob("[!.]*"))
+    if any(path.suffix == ".tar" for path in tars):
+        for path in tars:
+            if path.suffix != ".tar":
+                raise InputError(f"{path}: not a tar; {folder} should hold one tar a class and nothing else")
         tree = {path.stem: tar_files(path) for path in tars}
         for path in tars:
             if not tree[path.stem]:
@@ -116,7 +119,7 @@ def _by_class(images: list[Range], where: Path, val_labels: Path) -> Tree:
     labels = _read_labels(val_labels)
     tree: dict[str, list[Range]] = {}
     for image in images:
-        name = labels.get(Path(image.file).stem)
+        name = labels.get(image.file, labels.get(Path(image.file).stem))  # LOC_val_solution.csv has no suffixes
         if name is None:
             raise InputError(f"{val_labels}: no line for {image.file} of {where}; {len(labels)} images are named")
         tree.setdefault(name, []).append(image)
@@ -126,7 +129,7 @@ def _by_class(images: list[Range], where: Path, val_labels: Path) -> Tree:
 
 
 def _read_labels(path: Path) -> dict[str, str]:
-    """File name without its suffix -> class."""
+    """File name as the line has it -> class."""
     labels: dict[str, str] = {}
     for number, line in enumerate(_lines(path), 1):
         words = re.split(r"[\s,]+", line.strip())
@@ -134,9 +137,9 @@ def _read_labels(path: Path) -> dict[str, str]:
             continue
         if len(words) < 2:
             raise InputError(f"{path}: line {number} is {line.strip()[:60]!r}, expected a file and its class")
-        stem = Path(words[0]).stem
-        if labels.setdefault(stem, words[1]) != words[1]:
-            raise InputError(f"{path}: line {number} says {words[1]} of {words[0]}, an earlier one {labels[stem]}")
+        file = Path(words[0]).name
+        if labels.setdefault(file, words[1]) != words[1]:
+            raise InputError(f"{path}: line {number} says {words[1]} of {words[0]}, an earlier one {labels[file]}")
     return labels
 
 

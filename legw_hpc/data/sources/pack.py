@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -83,12 +84,14 @@ def pack(
         split -> number of samples.
 
     Raises:
-        InputError: `out` is finished, has no room or cannot be written, or an image is broken.
+        InputError: `out` is finished, has no room or cannot be written, or an image is broken.  Then an `out` that
+            this call made is removed again, unless a shard is in it.
     """
     for name, number in {"workers": workers, "bytes of a shard": shard_bytes}.items():
         if number < 1:
             raise InputError(f"{name} must be at least 1, not {number}")
     refuse_finished(out)
+    new = not out.exists()
     make_folder(out)
     _remove_parts(out)
     fields = {"image": Field("uint8", None), "label": Field("int64", (), classes=len(classes)), "name": Field("uint8", None)}
@@ -97,7 +100,13 @@ def pack(
         for place, (split, listed) in enumerate(splits.items())
         for number, items in enumerate(_cut(listed, place, shard_bytes))
     ]
-    made = _make(out, tasks, workers)
+    try:
+        made = _make(out, tasks, workers)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # not empty: its shards are kept for the next run
+                out.rmdir()
+        raise
     entries = [Split(split, fields, [m.shard for m, t in zip(made, tasks, strict=True) if t.split == split]) for split in splits]
     counts = {entry.split: sum(shard.count for shard in entry.shards) for entry in entries}
     for split, count in counts.items():

@@ -1,6 +1,6 @@
 """A text of words, one file a split, to token shards: PTB, or any text in the same layout.
 
-    DIR/ptb.train.txt  ptb.valid.txt  ptb.test.txt      one sentence a line, words parted by spaces
+    DIR/ptb.train.txt  ptb.valid.txt  ptb.test.txt      one sentence a line, words parted by blanks
 
 As in the TensorFlow tutorial the end of a line is the word <eos>, and the vocabulary is that of the
 training text, by falling count, then by alphabet.  A sample is a word: the field `token` of the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,8 @@ def convert(source: Path, out: Path, name: str = "ptb") -> dict[str, int]:
         split -> number of words, line ends included.
 
     Raises:
-        InputError: a file that is missing, not UTF-8, has an empty line, no final newline, or a word
-            that the training text does not have.
+        InputError: a file that is missing, not UTF-8, has a byte order mark, a lone carriage return, an
+            empty line, no final newline, or a word that the training text does not have.
     """
     refuse_finished(out)
     paths = {split: _path(source, name, split) for split in SPLITS}
@@ -100,6 +101,11 @@ def _words(path: Path) -> list[str]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not text:
         raise InputError(f"{path}: empty")
+    if text.startswith("\ufeff"):
+        raise InputError(f"{path}: line 1 begins with a byte order mark, which would be part of its first word")
+    if lone := re.search(r"\r(?!\n)", text):
+        where = text.count("\n", 0, lone.start()) + 1
+        raise InputError(f"{path}: line {where} has a carriage return without a newline; a line ends in \\n or \\r\\n")
     if not text.endswith("\n"):
         raise InputError(f"{path}: no newline at the end: the file may have been cut short")
     words: list[str] = []
