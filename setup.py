@@ -14,7 +14,7 @@ setup(
     packages=find_packages(include=["legw_hpc", "legw_hpc.*"]),
     package_data={"legw_hpc": ["recipes/*.toml", "machines/*.toml", "machines/*/*.toml", "data/sample/*", "data/sample/*/*"]},
     install_requires=[
-        "torch>=2.4",  # the fused SGD kernel for CPUs
+        "torch>=2.10",  # weights_only loading is safe from there on (CVE-2025-32434, CVE-2026-24747); fused SGD for CPUs
         "numpy>=1.24",
         "h5py>=3.8",
         "simplejpeg>=1.7",

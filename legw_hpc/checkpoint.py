@@ -67,35 +67,39 @@ def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[st
         say: told of each damaged checkpoint that is passed over.
 
     Raises:
-        InputError: none of several is whole: what to do with so much damage is for a person to say; one that cannot
-            be read, or is of another version.
+        InputError: none of several is whole, or all manifests are gone: what to do with so much damage is for a person
+            to say; one that cannot be read, or is of another version.
     """
     with comm.together():
-        newest = _newest(folder, say) if comm.rank == 0 else b""
-    data = comm.broadcast_bytes(newest)
-    if not data:
-        return None
+        data, state = _newest(folder, say) if comm.rank == 0 else (b"", None)
+    data = comm.broadcast_bytes(data)
+    return _loaded(folder, data) if data and comm.rank != 0 else state
+
+
+def _loaded(folder: Path, data: bytes) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # its checksum is right: somebody else made it
-        raise InputError(f"{folder}: no checkpoint of this program: {str(error).splitlines()[0]}", agreed=True) from None
+        raise InputError(f"{folder}: no checkpoint of this program: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict):
+        raise TypeError(f"a {type(state).__name__}, not a dict")
     if state.get("version") != VERSION:
-        raise InputError(
-            f"{folder}: checkpoint version {state.get('version')}, this program reads version {VERSION}", agreed=True
-        )
+        raise InputError(f"{folder}: checkpoint version {state.get('version')}, this program reads version {VERSION}")
     return state
 
 
-def _newest(folder: Path, say: Callable[[str], None]) -> bytes:
-    """Of a whole one; nothing where there is no manifest at all."""
+def _newest(folder: Path, say: Callable[[str], None]) -> tuple[bytes, dict[str, Any] | None]:
+    """A whole one, as it is in its file and loaded; nothing where none was finished."""
     manifests = _manifests(folder)
+    if not manifests:
+        _none_finished(folder, say)
     for manifest in manifests:
         path = manifest.with_suffix(".pt")
         try:
             wanted = json.loads(manifest.read_text())
             data = path.read_bytes()
             if len(data) == wanted["bytes"] and hashlib.sha256(data).hexdigest() == wanted["sha256"]:
-                return data
+                return data, _loaded(folder, data)
             why = f"{len(data)} bytes, {wanted['bytes']} written" if len(data) != wanted["bytes"] else "checksum differs"
         except FileNotFoundError:
             why = "gone"
@@ -110,7 +114,19 @@ def _newest(folder: Path, say: Callable[[str], None]) -> bytes:
             )
         say(f"{path.name}: damaged ({why}); trying the one before it")
         _set_aside(manifest)
-    return b""
+    return b"", None
+
+
+def _none_finished(folder: Path, say: Callable[[str], None]) -> None:
+    """Refuse states that have lost their manifests: the first save would remove them."""
+    states, damaged = sorted(folder.glob("step-*.pt")), sorted(folder.glob("step-*.damaged"))
+    if len(states) > 1 or damaged:
+        raise InputError(
+            f"{folder}: {len(states)} step-*.pt and {len(damaged)} step-*.damaged, but no manifest (step-*.json); remove "
+            f"{folder.parent} to begin anew, or bring the manifests back"
+        )
+    for state in states:
+        say(f"{state.name}: without a manifest, as after a kill during the first checkpoint; beginning anew")
 
 
 def _set_aside(manifest: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from legw_hpc.comm import Comm  # which imports torch; `legw-hpc status` does not
 
 OWNER = "owner.json"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Assumed: seldom enough for a shared file system, and a pause of four beats is no living job's.
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 45.0
@@ -41,7 +42,9 @@ POLL_SECONDS = 0.5
 class Owner:
     """Who trains: rank 0's host, table of processes (containers have their own), process, and the job it is in.
 
-    `started` tells a process from a later one with its number: ticks since the host's start.
+    `started` tells a process from a later one with its number: ticks since the host's start.  `boot` is that start:
+    two machines may have one name, and the outermost table is called the same on all.  "" if it is not known, as in
+    records of before it was kept.
     """
 
     host: str
@@ -49,6 +52,7 @@ class Owner:
     pid: int
     started: str
     job: str
+    boot: str = ""
 
     def __str__(self) -> str:
         return f"{f'job {self.job}, ' if self.job else ''}process {self.pid} on {self.host}"
@@ -56,14 +60,23 @@ class Owner:
     def is_gone(self) -> bool:
         """For certain: on this host, and no such process."""
         here = myself()
-        return (self.host, self.processes) == (here.host, here.processes) and _started(self.pid) != self.started
+        same = (self.host, self.boot, self.processes) == (here.host, here.boot, here.processes)
+        return same and _started(self.pid) != self.started
 
 
 def myself() -> Owner:
     """This process."""
     environment, pid = os.environ, os.getpid()
     job = environment.get("SLURM_JOB_ID") or environment.get("PBS_JOBID", "")
-    return Owner(socket.gethostname(), os.readlink("/proc/self/ns/pid"), pid, _started(pid), job)
+    return Owner(socket.gethostname(), os.readlink("/proc/self/ns/pid"), pid, _started(pid), job, _boot())
+
+
+def _boot() -> str:
+    """Of the running kernel, at random; "" where that is hidden."""
+    try:
+        return BOOT.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> str:

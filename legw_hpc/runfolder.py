@@ -72,7 +72,7 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The result of the run in this folder, if it has ended; the same on every rank."""
         with self._comm.together():
-            lines = runlog.read(self.path) if self._comm.rank == 0 else []
+            lines = self._lines()
         ended = lines[-1] if lines and lines[-1].get("event") == "end" else None
         found = self._comm.broadcast(ended)
         return None if found is None else dict(found)
@@ -80,9 +80,17 @@ class RunFolder:
     def evaluated(self, step: int) -> bool:
         """Does the log have the metrics of a step; the same on every rank."""
         with self._comm.together():
-            lines = runlog.read(self.path) if self._comm.rank == 0 else []
+            lines = self._lines()
         found = any(line.get("event") == "eval" and line.get("step") == step for line in lines)
         return bool(self._comm.broadcast(found))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Of the log; on rank 0 alone."""
+        lines = runlog.read(self.path) if self._comm.rank == 0 else []
+        for number, line in enumerate(lines, start=1):
+            if not isinstance(line, dict):
+                raise InputError(f"{self.path / runlog.LOG}: line {number} is no JSON object: {str(line)[:80]!r}")
+        return lines
 
     def restore(self, parts: Mapping[str, Any], timing: Timing, carried: list[Tensor], say: Callable[[str], None]) -> int:
         """Bring everything back to the newest whole checkpoint.
@@ -126,7 +134,7 @@ def _all_rows(carried: list[Tensor], comm: Comm) -> Tensor | None:
     if not carried:
         return None
     mine = torch.cat(carried).cpu().contiguous()
-    everyone = b"".join(comm.gather_bytes(mine.numpy().tobytes()))
+    everyone = b"".join(comm.gather_bytes(mine.view(torch.uint8).numpy().tobytes()))  # NumPy has no bfloat16
     return torch.frombuffer(bytearray(everyone), dtype=mine.dtype).view(-1, *mine.shape[1:])
 
 
@@ -155,6 +163,8 @@ def _belongs(folder: Path, identity: dict[str, Any]) -> bool:
         return False
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(theirs, dict):
+        raise InputError(f"{path}: not a run's recipe, which is a JSON object; nothing overwritten")
     for key in sorted(identity.keys() | theirs.keys()):
         if identity.get(key) != theirs.get(key):
             raise InputError(

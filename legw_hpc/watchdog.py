@@ -58,8 +58,12 @@ def not_for_ever(comm: Comm, seconds: float) -> Iterator[None]:
                 seen, since = here, time.monotonic()
             # Rank 0 first: where all hang, one line will do.
             elif time.monotonic() - since >= seconds + (2 * every if comm.rank else 0):
-                who = f"rank {comm.rank} on {comm.node} has not gone on for {seconds:g} s: it is at {_where(frame)}"
-                print(f"legw-hpc: stalled: {who}. {WHOLE}", file=sys.stderr, flush=True)
+                print(
+                    f"legw-hpc: stalled: rank {comm.rank} on {comm.node} has not gone on for {seconds:g} s: "
+                    f"it is at {_where(frame)}. {WHOLE}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 comm.abort(EXIT_STALLED)
 
     threading.Thread(target=loop, name="legw-not-for-ever", daemon=True).start()

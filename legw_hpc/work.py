@@ -20,7 +20,7 @@ from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
 from legw_hpc.data.loader import evaluation_batches, train_steps
 from legw_hpc.data.order import Order, Shuffled, Windows, part
-from legw_hpc.data.shards import Shards
+from legw_hpc.data.shards import Shards, verify_together
 from legw_hpc.derived import Derived, derive
 from legw_hpc.device import check_distinct, choose_device, keep_memory, set_threads
 from legw_hpc.errors import Diverged, InputError
@@ -30,8 +30,6 @@ from legw_hpc.precision import Precision
 from legw_hpc.recipe import Recipe
 from legw_hpc.trainer import Done, Timing, evaluate, train
 
-# Above this, rank 0 says what it is waiting for: seconds of reading (assumed).
-SAY_BYTES = 1 << 30
 # Keys of a recipe that each rank may have its own value of: node-local copies, cores.
 OWN_KEYS = ("data.dir", "out", "threads", "input_threads")
 
@@ -43,6 +41,7 @@ class Work:
     Attributes:
         recipe: with the micro-batch that was measured, if it asks for that.
         tuned: how it was found.
+        infinite: buffers of the model that are not finite by design, such as a mask of -inf.
         evaluated: the splits that `score` reads; the metrics of the first are the run's.
         threads: of this rank.
     """
@@ -60,6 +59,7 @@ class Work:
     precision: Precision
     order: Order
     tuned: tuning.Tuned | None
+    infinite: frozenset[str]
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -83,14 +83,17 @@ class Work:
                 file.check_unchanged()
 
     def check_finite(self, step: int) -> None:
-        """Before a checkpoint: the last good one is not to make room for weights that are none.
+        """Before a checkpoint: the last good one is not to make room for weights that are none; a collective.
+
+        Batch norm's running variance may be infinite while all outputs are finite.
 
         Raises:
-            Diverged: on every rank, as all have the same weights.
+            Diverged: on every rank.
         """
-        for name, weight in self.model.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise Diverged(f"diverged: {name} is not finite after step {step}")
+        mine = [name for name in _not_finite(self.model) if name not in self.infinite]
+        for names in self.comm.gather(mine[:1]):  # a model's buffers, other than its weights, may differ between ranks
+            if names:
+                raise Diverged(f"diverged: {names[0]} is not finite after step {step}")
 
     def train(
         self,
@@ -149,8 +152,8 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
         app = apps.application(recipe.application, **options)
         training, evaluated = _open(recipe, app, comm.size)
-        if recipe.data.verify:
-            _verify((training, *evaluated), comm)
+    verify_together((training, *evaluated) if recipe.data.verify else (), comm)
+    with comm.together():
         derived = derive(recipe)
         if recipe.noise_scale and comm.size == 1:
             raise InputError("noise_scale=true: one rank has no gradient beside the average; on 2 ranks or more")
@@ -170,7 +173,16 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     if tuned is not None:
         recipe = replace(recipe, micro_batch=tuned.micro_batch)
         derived = replace(derived, recipe=recipe)
-    return Work(recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, order, tuned)
+    infinite = frozenset(_not_finite(model)) - dict(model.named_parameters()).keys()
+    return Work(
+        recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, order, tuned, infinite
+    )
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    """Names of the tensors of a model's state that hold a value which is no number."""
+    tensors = [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+    return [name for name, value in tensors if value.is_floating_point() and not torch.isfinite(value).all()]
 
 
 def _tuned(
@@ -237,16 +249,6 @@ def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tu
             f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares data.train_samples {declared}"
         )
     return training, evaluated
-
-
-def _verify(splits: tuple[Shards, ...], comm: Comm) -> None:
-    """Read this rank's part of all shards: no more than an epoch reads, once, and it is in memory then."""
-    mine = [file for data in splits for file in data.files][comm.rank :: comm.size]
-    size = sum(file.path.stat().st_size for file in mine)
-    if comm.rank == 0 and size > SAY_BYTES:
-        print(f"data     reading {size * comm.size / 1e9:.0f} GB to compare checksums (not with data.verify=false)", flush=True)
-    for file in mine:
-        file.verify()
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

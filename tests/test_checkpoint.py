@@ -1,19 +1,36 @@
-"""Checkpoints of a run: damaged, by the clock, of somebody else; what a run does with them."""
+"""Checkpoints of a run: damaged, by the clock, of somebody else; what is kept in them, and what a run does with them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from legw_hpc import runlog
+from legw_hpc import apps, runlog
+from legw_hpc.comm import Serial
+from legw_hpc.errors import Diverged
+from legw_hpc.recipe import load
+from legw_hpc.runfolder import _all_rows
+from legw_hpc.work import prepare
 from tests.conftest import Cli
 from tests.test_run import assert_same_bits
+
+
+def put(path: Path, content: Any) -> None:
+    """Something else in the place of a state, with a right manifest."""
+    torch.save(content, path)
+    manifest = {"step": 0, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+
 
 DAMAGE = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
@@ -23,6 +40,7 @@ DAMAGE = {
     ),
     "gone": lambda path: path.unlink(),
     "manifest torn": lambda path: path.with_suffix(".json").write_text('{"step"'),
+    "not a dict": lambda path: put(path, [1, 2]),
 }
 
 
@@ -48,6 +66,60 @@ def test_nothing_is_begun_anew_in_silence_where_no_checkpoint_is_whole(cli: Cli,
     assert (run / "log.jsonl").read_bytes() == before
 
 
+def without(run: Path, *endings: str) -> None:
+    for ending in endings:
+        for path in (run / "checkpoints").glob(f"*.{ending}"):
+            path.unlink()
+
+
+# What a partial copy or a purge leaves of two checkpoints, and what is said of it.
+PURGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "states alone": (lambda run: without(run, "json"), "2 step-*.pt and 0 step-*.damaged, but no manifest"),
+    "a state and a damaged one": (
+        lambda run: (
+            (run / "checkpoints" / "step-00000009.json").rename(run / "checkpoints" / "step-00000009.damaged"),
+            (run / "checkpoints" / "step-00000009.pt").unlink(),
+            without(run, "json"),
+        ),
+        "1 step-*.pt and 1 step-*.damaged, but no manifest",
+    ),
+    "a damaged one alone": (
+        lambda run: (
+            (run / "checkpoints" / "step-00000009.json").rename(run / "checkpoints" / "step-00000009.damaged"),
+            without(run, "json", "pt"),
+        ),
+        "0 step-*.pt and 1 step-*.damaged, but no manifest",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PURGES)
+def test_nothing_is_begun_anew_in_silence_where_the_manifests_are_gone(
+    cli: Cli, arguments: list[str], tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "r"
+    assert cli("train", *arguments, "out=r", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
+    harm, words = PURGES[name]
+    harm(run)
+    before = {path.name: path.read_bytes() for path in [run / "log.jsonl", *(run / "checkpoints").iterdir()]}
+    done = cli("train", *arguments, "out=r")
+    assert (done.returncode, done.stderr.count("\n"), words in done.stderr) == (2, 1, True), done.stderr
+    assert {path.name: path.read_bytes() for path in [run / "log.jsonl", *(run / "checkpoints").iterdir()]} == before
+
+
+def test_a_kill_between_the_first_state_and_its_manifest_is_survived(
+    cli: Cli, arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    assert cli("train", *arguments, "out=r", "max_steps=4").returncode == 0
+    without(tmp_path / "r", "json")
+    done = cli("train", *arguments, "out=r")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "beginning anew" in line] == [
+        "step-00000004.pt: without a manifest, as after a kill during the first checkpoint; beginning anew"
+    ]
+    assert_same_bits(whole, tmp_path / "r")
+
+
 def test_no_state_without_a_manifest_stays(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
     """Of a damaged checkpoint, or of a process that was killed between the two files."""
     folder = tmp_path / "r" / "checkpoints"
@@ -68,6 +140,14 @@ def test_a_checkpoint_executes_nothing(cli: Cli, arguments: list[str], tmp_path:
     done = cli("train", *arguments, "out=r")
     assert (done.returncode, "no checkpoint of this program" in done.stderr) == (2, True)
     assert not (tmp_path / "owned").exists()
+
+
+def test_no_torch_is_allowed_whose_loader_can_be_made_to_execute() -> None:
+    """weights_only is what the test before this one relies on: CVE-2025-32434, CVE-2026-24747."""
+    root = Path(__file__).parents[1]
+    (lowest,) = re.findall(r'"torch>=(\d+)\.(\d+)"', (root / "setup.py").read_text())
+    (taken,) = re.findall(r"^torch==(\d+)\.(\d+)", (root / ".setup" / "constraints.txt").read_text(), re.M)
+    assert (2, 10) <= tuple(map(int, lowest)) <= tuple(map(int, taken))
 
 
 class Evil:
@@ -135,3 +215,59 @@ def test_only_the_newest_checkpoints_stay(cli: Cli, arguments: list[str], tmp_pa
     assert cli("train", *arguments, "out=r", "checkpoint.every_steps=5", "checkpoint.keep=3", "max_steps=22").returncode == 0
     names = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
     assert names == [f"step-{step:08d}.{kind}" for step in (15, 20, 22) for kind in ("json", "pt")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_what_rows_carry_is_kept_in_any_type(dtype: torch.dtype) -> None:
+    carried = [torch.arange(12).reshape(2, 3, 2).to(dtype), torch.arange(6).reshape(1, 3, 2).to(dtype)]
+    rows = _all_rows(carried, Serial())
+    assert rows is not None
+    assert rows.dtype == dtype
+    assert torch.equal(rows, torch.cat(carried))
+
+
+def test_statistics_that_are_not_finite_are_never_kept(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An infinite variance leaves the outputs finite; a mask of -inf is meant."""
+    build = apps.application
+
+    def application(name: str, **options: Any) -> apps.Application:
+        app = build(name, **options)
+
+        def model() -> nn.Module:
+            made = app.model()
+            made.norm = nn.BatchNorm2d(3)
+            made.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+            return made
+
+        return dataclasses.replace(app, model=model)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(apps, "application", application)
+    work = prepare(load("mnist-lstm", arguments[1:]), Serial())
+    work.check_finite(3)
+    work.model.norm.running_var[1] = torch.inf
+    with pytest.raises(Diverged, match=r"^diverged: norm\.running_var is not finite after step 3$"):
+        work.check_finite(3)
+
+
+class AnotherRank(Serial):
+    """Rank 0 of two, the other of which finds what it is given."""
+
+    def __init__(self, theirs: Any):
+        super().__init__()
+        self.theirs, self.size = theirs, 2
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.theirs]
+
+
+def test_what_one_rank_alone_finds_not_finite_ends_all(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's own buffers may differ between ranks; one that raises alone would leave the others waiting."""
+    monkeypatch.chdir(tmp_path)
+    work = prepare(load("mnist-lstm", arguments[1:]), Serial())
+    with pytest.raises(Diverged, match="norm is not finite"):
+        dataclasses.replace(work, comm=AnotherRank(["norm"])).check_finite(3)

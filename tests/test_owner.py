@@ -79,6 +79,8 @@ LEFT_BEHIND = {
     "a number that another process has now": (lambda: dataclasses.replace(myself(), pid=os.getppid(), started="1"), 0),
     "a job of another host that is silent": (lambda: ELSEWHERE, 2),
     "a container of this host that is silent": (lambda: dataclasses.replace(gone(), processes="pid:[1]"), 2),
+    "a job of another host of the same name": (lambda: dataclasses.replace(gone(), boot="another"), 2),
+    "a job of before the boot was kept": (lambda: dataclasses.replace(gone(), boot=""), 2),
 }
 
 
@@ -90,6 +92,21 @@ def test_a_dead_job_does_not_keep_a_folder(name: str, tmp_path: Path, capsys: py
     with owning(tmp_path, Serial()):
         assert seconds <= time.monotonic() - start < seconds + 2
     assert (f"{tmp_path}: in use by job 41, process 123 on n7; waiting" in capsys.readouterr().out) == (who() == ELSEWHERE)
+
+
+def test_a_record_of_before_the_boot_was_kept_is_read(tmp_path: Path) -> None:
+    path = record(tmp_path, ELSEWHERE)
+    values = json.loads(path.read_text())
+    del values["boot"]
+    path.write_text(json.dumps(values))
+    assert owner._look(tmp_path)[0] == ELSEWHERE
+
+
+def test_a_kernel_that_hides_its_boot_is_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "BOOT", tmp_path / "none")
+    assert myself().boot == ""
+    assert gone().is_gone()
+    assert not myself().is_gone()
 
 
 @pytest.mark.parametrize("text", ["", "[]"])

@@ -6,12 +6,15 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ import h5py
 import numpy as np
 import pytest
 
+from legw_hpc.comm import Serial
 from legw_hpc.data import reading
 from legw_hpc.data.format import INDEX
-from legw_hpc.data.shards import Shards, verify
+from legw_hpc.data.repair import repair_index
+from legw_hpc.data.shards import Shards, verify, verify_together
 from legw_hpc.errors import InputError
 from tests.test_run import wait_for_steps
 from tests.test_shards import samples, write
@@ -127,6 +132,73 @@ def test_a_label_out_of_range_is_found_though_its_checksum_is_right(tmp_path: Pa
     rewrite_index(tmp_path / "d", lambda i: i["splits"]["train"]["fields"]["label"].update(classes=1))
     with pytest.raises(InputError, match="out of range for 1 classes"):
         Shards(tmp_path / "d", "train")
+
+
+# --- elements of elsewhere --------------------------------------------------------------------------
+
+
+def external(file: h5py.File, name: str, values: Any) -> None:
+    values.tofile(Path(file.filename).parents[1] / "raw")
+    file.create_dataset(name, values.shape, values.dtype, external=[("../raw", 0, values.nbytes)])
+
+
+def virtual(file: h5py.File, name: str, values: Any) -> None:
+    other(file, name, values)
+    layout = h5py.VirtualLayout(values.shape, values.dtype)
+    layout[...] = h5py.VirtualSource("../other.h5", name, values.shape)
+    file.create_virtual_dataset(name, layout)
+
+
+def other(file: h5py.File, name: str, values: Any) -> None:
+    with h5py.File(Path(file.filename).parents[1] / "other.h5", "w") as outside:
+        outside[name] = values
+
+
+def link(file: h5py.File, name: str, values: Any) -> None:
+    other(file, name, values)
+    file[name] = h5py.ExternalLink("../other.h5", name)
+
+
+def soft_link(file: h5py.File, name: str, values: Any) -> None:
+    link(file, f"{name}2", values)
+    file[name] = h5py.SoftLink(f"/{name}2")
+
+
+def link_of_group(file: h5py.File, name: str, values: Any) -> None:
+    """Of a field of any length, by its last dataset: the group is somewhere else."""
+    group = name.split("/")[0]
+    with h5py.File(Path(file.filename).parents[1] / "other.h5", "w") as outside:
+        file.copy(group, outside)
+        outside[name] = values
+    del file[group]
+    file[group] = h5py.ExternalLink("../other.h5", group)
+
+
+ELSEWHERE = {
+    "external storage": (external, "image", "external storage ../raw"),
+    "virtual dataset": (virtual, "image", "virtual dataset"),
+    "external link": (link, "label", "ExternalLink ../other.h5"),
+    "soft link to an external one": (soft_link, "jpeg/bytes", "SoftLink /jpeg/bytes2"),
+    "group": (link_of_group, "jpeg/offsets", "ExternalLink ../other.h5"),
+}
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_shard_reads_no_other_file(tmp_path: Path, name: str, repaired: bool) -> None:
+    """Even where it holds the same samples, as here."""
+    folder = tmp_path / "data"
+    write(folder, samples(20), per_shard=7)
+    rewrite_index(folder, without_headers)
+    lead, dataset, how = ELSEWHERE[name]
+    with h5py.File(folder / SHARD, "r+") as file:
+        values, attributes = file[dataset][...], dict(file[dataset].attrs)
+        del file[dataset]
+        lead(file, dataset, values)
+        if "link" not in name and name != "group":
+            file[dataset].attrs.update(attributes)
+    with pytest.raises(InputError, match=rf"{SHARD}: .*refers to another file \({re.escape(how)}"):
+        repair_index(folder) if repaired else Shards(folder, "train")
 
 
 # --- the header: compared before HDF5 parses it ----------------------------------------------------
@@ -252,6 +324,63 @@ def test_a_mapped_shard_that_is_cut_in_the_middle_of_a_run_is_named(arguments: l
     assert "in reading_a_shard_that_was_cut" in said
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (again.returncode, "train-00001.h5: truncated: 4096 bytes" in again.stderr) == (2, True)
+
+
+def test_threads_may_share_a_map(tmp_path: Path) -> None:
+    """One is through with the last piece while another still reads it."""
+    write(tmp_path / "d", samples(20))
+    values = Shards(tmp_path / "d", "train").files[0].datasets["image"]
+    read, rows, reading_it, over = values._reader.read, np.arange(20), threading.Event(), threading.Event()
+
+    def slow(start: int, end: int) -> bytes:
+        if threading.current_thread() is not threading.main_thread():
+            reading_it.set()
+            assert over.wait(30)
+        return bytes(read(start, end))
+
+    values._reader.read = slow
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(values.read, rows)
+        assert reading_it.wait(30)
+        values.read(rows)
+        over.set()
+        late.result(30)
+
+
+class Rank(Serial):
+    """One of several, as its verification sees it."""
+
+    def __init__(self, rank: int, everyone: list[Any]):
+        super().__init__()
+        self.rank, self.size, self.everyone = rank, len(everyone), everyone
+        self.node = everyone[rank][1]
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.everyone if isinstance(value[0], list) else super().gather(value)
+
+
+# folder and node of each of four ranks -> the shards that each verifies
+VERIFIED = {
+    "one folder": ([("d", "n1"), ("d", "n1"), ("d", "n2"), ("d", "n2")], [[0], [1], [2], []]),
+    "a copy on each node": ([("d", "n1"), ("d", "n1"), ("e", "n2"), ("e", "n2")], [[0, 2], [1], [0, 2], [1]]),
+    "a copy of one rank": ([("d", "n1"), ("e", "n1"), ("e", "n2"), ("e", "n2")], [[0, 1, 2], [0, 1, 2], [0, 2], [1]]),
+}
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+def test_every_copy_is_verified(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, wanted = VERIFIED[name]
+    for folder in ("d", "e"):
+        write(tmp_path / folder, samples(20), per_shard=7)
+    everyone = [[[str(tmp_path / folder)], node] for folder, node in places]
+    found: list[list[int]] = []
+    for rank, (folder, _) in enumerate(places):
+        data, seen = Shards(tmp_path / folder, "train"), list[int]()
+        for number, file in enumerate(data.files):
+            monkeypatch.setattr(file, "verify", lambda number=number, seen=seen: seen.append(number))
+        verify_together((data,), Rank(rank, everyone))
+        found.append(seen)
+    assert found == wanted
 
 
 def test_a_lock_that_was_left_behind_does_not_matter(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,11 +95,34 @@ def test_a_folder_that_is_lost_during_the_run_is_named_and_its_last_checkpoint_s
     run = tmp_path / "r"
     command = [sys.executable, "-m", "legw_hpc", "train", *arguments, "epochs=4000", "checkpoint.every_steps=4", "out=r"]
     process = subprocess.Popen([*AS_A_USER, *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for_steps(run)
-    harm(run)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.count("\n")) == (2, 1), said
+    try:
+        wait_for_steps(run)
+        while not list((run / "checkpoints").glob("*.json")):  # written after the first evaluation
+            time.sleep(0.05)
+        harm(run)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, said
     assert words in said
+    assert "Traceback" not in said
     mend(run)
     again = subprocess.run([*command, "max_steps=1"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "; resumed after step " in again.stdout, again.stderr
+
+
+# file of a run folder -> what somebody else has put there, and what is said
+FOREIGN = {
+    "recipe.json": (lambda path: path.write_text("[]"), "r/recipe.json: not a run's recipe"),
+    "log.jsonl": (lambda path: path.write_text(path.read_text() + "7\n"), "r/log.jsonl: line 4 is no JSON object: '7'"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_that_holds_no_json_object_is_one_line(cli: Cli, arguments: list[str], tmp_path: Path, name: str) -> None:
+    words = [*arguments, "out=r", "evaluate=false"]
+    assert cli("train", *words, "max_steps=2").returncode == 0
+    harm, said = FOREIGN[name]
+    harm(tmp_path / "r" / name)
+    done = cli("train", *words, "max_steps=3")
+    assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (2, 1, True), done.stderr

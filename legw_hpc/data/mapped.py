@@ -1,7 +1,8 @@
 """A contiguous dataset as a memory map, each piece of which is read explicitly before its first use.
 
 A failed read of a mapped page is a SIGBUS: nothing can be tried again, and the process ends.  So the first touch of
-every piece is a `pread`, which can be tried again and names what failed; after it the page is in the system's memory.
+every piece is a `pread`, which can be tried again and names what failed; after it the page is in the system's memory,
+until it is evicted there: the map then reads it again by itself, and a failure of that is a SIGBUS still.
 Costs one read of what the map would have read, and nothing once all of the dataset has been seen.
 """
 
@@ -52,12 +53,13 @@ class Mapped:
         Raises:
             InputError: the file, and the bytes that cannot be read or that it ends before.
         """
-        if self._unread is None:
+        unread = self._unread  # another thread may be through with the last piece meanwhile
+        if unread is None:
             return
         pieces = rows // self._rows
-        for piece in np.unique(pieces[self._unread[pieces]]).tolist():
+        for piece in np.unique(pieces[unread[pieces]]).tolist():
             start, end = (min(row * self._rows, len(self)) * self._row_bytes for row in (piece, piece + 1))
             self._reader.read(self._offset + start, self._offset + end)
-            self._unread[piece] = False
-        if not self._unread.any():
+            unread[piece] = False
+        if not unread.any():
             self._unread = None

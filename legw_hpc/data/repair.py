@@ -18,6 +18,7 @@ import h5py
 from legw_hpc.data import header
 from legw_hpc.data.files import written_whole
 from legw_hpc.data.format import FORMAT, INDEX, VERSION, read_index, shard_from
+from legw_hpc.data.shardfile import leads_out
 from legw_hpc.data.shards import verify
 from legw_hpc.data.writer import NOTES
 from legw_hpc.errors import InputError
@@ -127,9 +128,12 @@ def _describe(path: Path) -> _Shard:
     classes: dict[str, int] = {}
     largest: dict[str, int] = {}
     with h5py.File(path, "r", locking=False) as file:
-        for name, item in file.items():
+        for name in file:
             if name == NOTES:
                 continue
+            if how := next(filter(None, (leads_out(file, each) for each in (name, f"{name}/bytes", f"{name}/offsets"))), ""):
+                raise ValueError(f"{name} refers to another file ({how})")
+            item = file[name]
             if isinstance(item, h5py.Group):
                 fields[name] = {"dtype": "uint8", "shape": None}
                 sums |= {f"{name}/{part}": str(item[part].attrs["sha256"]) for part in ("bytes", "offsets")}

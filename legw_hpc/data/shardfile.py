@@ -61,6 +61,8 @@ class ShardFile:
     def _open(self, file: h5py.File) -> None:
         for name, field in self.fields.items():
             for dataset_name, (dtype, shape) in expected_datasets(name, field, self.shard.count).items():
+                if how := leads_out(file, dataset_name):
+                    raise InputError(f"{self.path}: {dataset_name} refers to another file ({how}); a shard holds its own samples")
                 dataset = file.get(dataset_name)
                 if not isinstance(dataset, h5py.Dataset):
                     raise InputError(f"{self.path}: no dataset {dataset_name!r}, which the index names")
@@ -165,7 +167,24 @@ def _open_file(path: Path, split: str, count: int) -> h5py.File:
     return file
 
 
+def leads_out(file: h5py.File, name: str) -> str:
+    """How a dataset takes its elements from elsewhere, so that a shard would be read outside its folder; "" if it does not.
+
+    A soft link counts: where it leads to may be an external one.
+    """
+    parts = name.split("/")
+    for end in range(1, len(parts) + 1):  # the group of a variable-size field may be a link, too
+        link = file.get("/".join(parts[:end]), getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            return f"{type(link).__name__} {getattr(link, 'filename', link.path)}"
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        return ""
+    return "virtual dataset" if dataset.is_virtual else f"external storage {dataset.external[0][0]}" if dataset.external else ""
+
+
 def _stamp(path: Path) -> tuple[int, int]:
+    """Without the inode's number: FUSE and some network file systems number anew, and a copy of one size and time is the same."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 from legw_hpc.data.format import field_from, read_index, shard_from
 from legw_hpc.data.shardfile import ShardFile
 from legw_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    from legw_hpc.comm import Comm  # which imports torch
+
+
+# Above this, rank 0 says what it is waiting for: seconds of reading (assumed).
+SAY_BYTES = 1 << 30
 
 
 class Shards:
@@ -93,3 +100,29 @@ def verify(folder: Path, index: Mapping[str, Any] | None = None) -> dict[str, in
             file.verify()
         counts[split] = len(shards)
     return counts
+
+
+def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
+    """Read this rank's part of all shards: no more than an epoch reads, once, and it is in memory then; a collective.
+
+    Where ranks name different folders, those of a node share out the copy that they name.
+
+    Args:
+        splits: all that the run reads; none is nothing to do.
+        comm: every rank's.
+
+    Raises:
+        InputError: the first fault of any rank, on all.
+    """
+    everyone = comm.gather([[str(data.folder.resolve()) for data in splits], comm.node])
+    shared = all(folders == everyone[0][0] for folders, _ in everyone)
+    peers = [rank for rank, theirs in enumerate(everyone) if shared or theirs == everyone[comm.rank]]
+    mine = [file for data in splits for file in data.files][peers.index(comm.rank) :: len(peers)]
+    with comm.together():
+        size = sum(file.path.stat().st_size for file in mine)
+        if comm.rank == 0 and size > SAY_BYTES:
+            print(
+                f"data     reading {size * len(peers) / 1e9:.0f} GB to compare checksums (not with data.verify=false)", flush=True
+            )
+        for file in mine:
+            file.verify()

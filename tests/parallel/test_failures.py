@@ -168,7 +168,7 @@ if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1" and
 """
 
 HANGS = BUG.replace("import legw_hpc.data.order as order", "import time, legw_hpc.work as work").replace(
-    "order.epoch_order = lambda samples, seed, epoch: 1 / 0", "work._verify = lambda splits, comm: time.sleep(600)"
+    "order.epoch_order = lambda samples, seed, epoch: 1 / 0", "work.verify_together = lambda splits, comm: time.sleep(600)"
 )
 
 
