@@ -66,11 +66,13 @@ def not_for_ever(comm: Comm, seconds: float) -> Iterator[None]:
                 )
                 comm.abort(EXIT_STALLED)
 
-    threading.Thread(target=loop, name="legw-not-for-ever", daemon=True).start()
+    thread = threading.Thread(target=loop, name="legw-not-for-ever", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
+        thread.join()
 
 
 @contextlib.contextmanager

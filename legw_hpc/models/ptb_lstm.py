@@ -4,7 +4,7 @@
 
 With H = 200 each cell kernel is 400 x 800 (paper).  Initialisation is the TensorFlow tutorial's
 "small" configuration, where the paper's 115.91 comes from: weights, and here biases too, are uniform in -0.1 ... 0.1, and nothing
-is added to the forget gate; the tutorial's LSTMBlockCell starts its biases at 0, a difference that our measured 114.49 includes.
+is added to the forget gate; the tutorial's LSTMBlockCell starts its biases at 0, a difference that our measured figures include.
 The tutorial's "large" one is H = 1500, +-0.04, dropout 0.65 on what enters each layer and what
 leaves the last (Zaremba et al. 2014).
 """
