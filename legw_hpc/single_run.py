@@ -209,7 +209,7 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     if done:
         for key, then in _code_before(folder.path).items():
             if then != code[key]:
-                print(f"note     {key} were other before step {done}: {then}")
+                print(f"note     {key} until step {done}: {then}")
         folder.log.write("resume", step=done, **facts, **code)
     else:
         about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), **facts}

@@ -52,15 +52,14 @@ def not_for_ever(comm: Comm, seconds: float) -> Iterator[None]:
     def loop() -> None:
         seen, since = None, 0.0
         while not over.wait(every):
-            frame = next(_frames(main), None)  # kept in `seen`, so that another call cannot take its place in memory
-            here = (comm.beats, frame, None if frame is None else frame.f_lasti)
+            here = (comm.beats, _place(main))
             if here != seen:
                 seen, since = here, time.monotonic()
             # Rank 0 first: where all hang, one line will do.
             elif time.monotonic() - since >= seconds + (2 * every if comm.rank else 0):
                 print(
                     f"legw-hpc: stalled: rank {comm.rank} on {comm.node} has not gone on for {seconds:g} s: "
-                    f"it is at {_where(frame)}. {WHOLE}",
+                    f"it is at {_where(next(_frames(main), None))}. {WHOLE}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -187,6 +186,12 @@ def _frames(thread: int) -> Iterator[FrameType]:
         if PACKAGE in Path(frame.f_code.co_filename).parents:
             yield frame
         frame = frame.f_back
+
+
+def _place(thread: int) -> tuple[int, int] | None:
+    """Where a thread is in this package.  Numbers: a frame that is kept would keep its tensors."""
+    frame = next(_frames(thread), None)
+    return None if frame is None else (id(frame), frame.f_lasti)
 
 
 def _where(frame: FrameType | None) -> str:

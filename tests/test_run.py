@@ -71,6 +71,19 @@ def test_resume_with_the_state_of_an_adaptive_solver(cli: Cli, arguments: list[s
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_resumed_run_tells_what_code_it_was_before(
+    cli: Cli, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("train", *arguments, "out=r", "max_steps=4").returncode == 0
+    before = runlog.commit()
+    assert "note " not in cli("train", *arguments, "out=r", "max_steps=8").stdout
+    monkeypatch.setattr(runlog, "commit", lambda: "another")
+    assert f"note     commit until step 8: {before}" in cli("train", *arguments, "out=r").stdout
+    lines = [line for line in runlog.read(tmp_path / "r") if line["event"] in ("start", "resume")]
+    assert [line["commit"] for line in lines] == [before, before, "another"]
+    assert all("torch" in line["versions"] for line in lines)
+
+
 def test_a_finished_run_is_left_alone(cli: Cli, arguments: list[str], whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     again = cli("train", *arguments, "out=whole")

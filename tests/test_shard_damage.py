@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +13,10 @@ import h5py
 import numpy as np
 import pytest
 
-from legw_hpc.comm import Serial
-from legw_hpc.data import reading
 from legw_hpc.data.format import INDEX
 from legw_hpc.data.repair import repair_index
-from legw_hpc.data.shards import Shards, verify, verify_together
+from legw_hpc.data.shards import Shards, verify
 from legw_hpc.errors import InputError
-from tests.test_run import wait_for_steps
 from tests.test_shards import samples, write
 
 
@@ -247,144 +235,3 @@ def test_every_byte_is_a_sample_or_in_the_header(tmp_path: Path) -> None:
     made = Shards(folder, "train").files[1].datasets
     assert sizes == sum(values.nbytes for values in made.values())
     assert len(header_bytes(folder)) + sizes == (folder / SHARD).stat().st_size
-
-
-# --- while it is read -------------------------------------------------------------------------------
-
-
-CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a byte flipped": (lambda path: flip(path, "image"), "replaced or changed while it was read"),
-    "another in its place": (lambda path: os.replace(shutil.copy(path, f"{path}.new"), path), "replaced or changed"),
-    "cut": (lambda path: os.truncate(path, 700), "it is 700 bytes"),
-    "removed": (lambda path: path.unlink(), "gone since it was opened"),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_shard_that_changes_while_it_is_read_is_named(tmp_path: Path, name: str) -> None:
-    write(tmp_path / "d", samples(20), per_shard=7)
-    os.utime(tmp_path / "d" / SHARD, (0, 0))
-    files = Shards(tmp_path / "d", "train").files
-    harm, words = CHANGES[name]
-    harm(tmp_path / "d" / SHARD)
-    files[0].check_unchanged()
-    with pytest.raises(InputError, match=rf"{SHARD}: .*{words}"):
-        files[1].check_unchanged()
-
-
-@pytest.mark.parametrize("field", ["jpeg", "image"])
-@pytest.mark.parametrize(("failures", "survived"), [(1, True), (reading.TRIES - 1, True), (reading.TRIES, False)])
-def test_a_read_error_is_tried_again_and_then_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, survived: bool, field: str
-) -> None:
-    """Of bytes of any length, and of the first touch of a map."""
-    made = samples(20)
-    write(tmp_path / "d", made)
-    data = Shards(tmp_path / "d", "train")
-    left = [failures]
-
-    def pread(*arguments: int) -> bytes:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise OSError(errno.EIO, "Input/output error")
-        return whole(*arguments)
-
-    whole, waits = os.pread, []
-    monkeypatch.setattr(os, "pread", pread)
-    monkeypatch.setattr(time, "sleep", waits.append)
-    if survived:
-        assert [bytes(value) for value in data.take(field, np.array([3]))] == [bytes(made[field][3])]
-    else:
-        with pytest.raises(InputError, match=r"train-00000\.h5: bytes \d+ to \d+ cannot be read, tried 4 times: Input/output"):
-            data.take(field, np.array([3]))
-    assert waits == [1.0, 2.0, 4.0][: min(failures, 3)]
-
-
-@pytest.mark.parametrize("dataset", ["jpeg/bytes", "image"])
-def test_bytes_behind_the_end_of_a_cut_file_are_named(tmp_path: Path, dataset: str) -> None:
-    write(tmp_path / "d", samples(20))
-    values = Shards(tmp_path / "d", "train").files[0].datasets[dataset]
-    os.truncate(tmp_path / "d" / "train-00000.h5", 100)
-    with pytest.raises(InputError, match=r"train-00000\.h5: truncated: it ends at byte 100, \d+ are wanted"):
-        values[0:9]
-
-
-def test_a_mapped_shard_that_is_cut_in_the_middle_of_a_run_is_named(arguments: list[str], shards: Path, tmp_path: Path) -> None:
-    """The system ends the process; its last words, and the next launch, name the file."""
-    shutil.copytree(shards, tmp_path / "data")
-    cut = tmp_path / "data" / "train-00001.h5"
-    words = [*arguments, f"data.dir={tmp_path / 'data'}", "epochs=4000", "out=r"]
-    command = [sys.executable, "-m", "legw_hpc", "train", *words]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for_steps(tmp_path / "r")
-    os.truncate(cut, 4096)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGBUS
-    assert f'File "{cut}", line ' in said
-    assert "in reading_a_shard_that_was_cut" in said
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (again.returncode, "train-00001.h5: truncated: 4096 bytes" in again.stderr) == (2, True)
-
-
-def test_threads_may_share_a_map(tmp_path: Path) -> None:
-    """One is through with the last piece while another still reads it."""
-    write(tmp_path / "d", samples(20))
-    values = Shards(tmp_path / "d", "train").files[0].datasets["image"]
-    read, rows, reading_it, over = values._reader.read, np.arange(20), threading.Event(), threading.Event()
-
-    def slow(start: int, end: int) -> bytes:
-        if threading.current_thread() is not threading.main_thread():
-            reading_it.set()
-            assert over.wait(30)
-        return bytes(read(start, end))
-
-    values._reader.read = slow
-    with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(values.read, rows)
-        assert reading_it.wait(30)
-        values.read(rows)
-        over.set()
-        late.result(30)
-
-
-class Rank(Serial):
-    """One of several, as its verification sees it."""
-
-    def __init__(self, rank: int, everyone: list[Any]):
-        super().__init__()
-        self.rank, self.size, self.everyone = rank, len(everyone), everyone
-        self.node = everyone[rank][1]
-
-    def gather(self, value: Any) -> list[Any]:
-        return self.everyone if isinstance(value[0], list) else super().gather(value)
-
-
-# folder and node of each of four ranks -> the shards that each verifies
-VERIFIED = {
-    "one folder": ([("d", "n1"), ("d", "n1"), ("d", "n2"), ("d", "n2")], [[0], [1], [2], []]),
-    "a copy on each node": ([("d", "n1"), ("d", "n1"), ("e", "n2"), ("e", "n2")], [[0, 2], [1], [0, 2], [1]]),
-    "a copy of one rank": ([("d", "n1"), ("e", "n1"), ("e", "n2"), ("e", "n2")], [[0, 1, 2], [0, 1, 2], [0, 2], [1]]),
-}
-
-
-@pytest.mark.parametrize("name", VERIFIED)
-def test_every_copy_is_verified(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    places, wanted = VERIFIED[name]
-    for folder in ("d", "e"):
-        write(tmp_path / folder, samples(20), per_shard=7)
-    everyone = [[[str(tmp_path / folder)], node] for folder, node in places]
-    found: list[list[int]] = []
-    for rank, (folder, _) in enumerate(places):
-        data, seen = Shards(tmp_path / folder, "train"), list[int]()
-        for number, file in enumerate(data.files):
-            monkeypatch.setattr(file, "verify", lambda number=number, seen=seen: seen.append(number))
-        verify_together((data,), Rank(rank, everyone))
-        found.append(seen)
-    assert found == wanted
-
-
-def test_a_lock_that_was_left_behind_does_not_matter(tmp_path: Path) -> None:
-    write(tmp_path / "d", samples(20))
-    with open(tmp_path / "d" / "train-00000.h5", "rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert verify(tmp_path / "d") == {"train": 20}

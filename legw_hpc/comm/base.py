@@ -18,9 +18,9 @@ from legw_hpc.launcher import Launch, launched
 
 BACKENDS = ("auto", "serial", "horovod", "mpi")
 _PIECE = 1 << 28  # bytes
-# Seconds that Open MPI's ranks wait before they abort (assumed: daemons tell of a death within one).  A rank whose peer was
+# Seconds that Open MPI's ranks wait before they abort (assumed: daemons tell of a death at once).  A rank whose peer was
 # killed may notice it before the launcher does, and its own abort would be all that is reported: no word of who died.
-ABORT_DELAY = "3"
+ABORT_DELAY = "1"
 
 
 class Comm:

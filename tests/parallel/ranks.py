@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,8 +42,9 @@ def on_ranks(ranks: int, function: str, timeout: float = 120, **arguments: Any) 
         code, said = launch(ranks, words, timeout)
         results = []
         answered = {rank for rank in range(ranks) if (Path(out) / f"{rank}.json").exists()}
-        # A rank with an error first: mpirun ends the others, which then give no answer.
-        for rank in sorted(range(ranks), key=lambda rank: rank not in answered):
+        # A rank with an error first, or the one that mpirun saw die: it ends the others, which then give no answer.
+        died = re.search(r"process rank (\d+) .*?exited on\s+signal", said, re.S)
+        for rank in sorted(range(ranks), key=lambda rank: (rank not in answered, not died or rank != int(died[1]))):
             path = Path(out) / f"{rank}.json"
             if rank not in answered:
                 pytest.fail(f"rank {rank} of {ranks} gave no answer; mpirun ended with {code}:\n{said[-3000:]}")
