@@ -45,8 +45,16 @@ def peer(bench: Bench, module: str, *sizes: int) -> Callable[[], None]:
         if said.readline() != b"done\n":
             raise RuntimeError(f"the peer of {module} ended: exit code {process.wait()}")
 
-    weakref.finalize(step, lambda kept: process.communicate(timeout=30), store)
+    weakref.finalize(step, _end, process, store)
     return step
+
+
+def _end(process: subprocess.Popen[bytes], store: object) -> None:
+    """The end of its input ends it; `store`, by which the ranks found each other, has to live until then."""
+    try:
+        process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def main() -> None:

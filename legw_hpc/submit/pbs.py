@@ -83,7 +83,7 @@ def text(job: Job) -> str:
         f'    timeout --preserve-status --signal=USR1 --kill-after={job.machine.warning_seconds} "$left" \\',
         f'        "${{launch[@]}}" {program.words(job)} train "$@" || rc=$?',
         "fi",
-        script.ends(),
+        script.warned_too_early(),
         *script.end(job, _successor(job), script.clean(job)),  # the successor first: little time is left
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

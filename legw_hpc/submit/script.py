@@ -129,7 +129,7 @@ def logs(job: Job) -> list[str]:
 KILLED = 143
 
 
-def ends() -> str:
+def warned_too_early() -> str:
     """A rank that had not yet got so far as to take the warning dies of it (128 + USR1): nothing is lost, the chain goes on."""
     return f'[ "$rc" != 138 ] || rc={EXIT_RESUME}'
 

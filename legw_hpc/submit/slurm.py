@@ -84,7 +84,7 @@ def text(job: Job) -> str:
         '    while rc=0; wait "$run" || rc=$?; [ "$rc" -gt 128 ] && kill -0 "$run" 2>/dev/null; do :; done',
         "fi",
         "trap '' USR1",
-        script.ends(),
+        script.warned_too_early(),
         *(_node_lost(job) if job.chain > 1 else []),
         *script.clean(job),
         *script.end(job, ["# Nothing after it is sure to run.", f'scontrol requeue "$job" || {script.NOT_QUEUED}'], []),
