@@ -196,17 +196,18 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
     if need > machine.memory_gb:
         raise InputError(
             f"{layout}: {machine.ranks} x {rank_gb(recipe, samples):.1f} GB a node are more than the {machine.memory_gb:g} GB of "
-            f"machine {machine.name}: {_or_more(recipe, machine, nodes)}a smaller micro_batch (here {min(samples, micro)} samples)"
+            f"machine {machine.name}: {_more_nodes(recipe, machine, nodes)}"
+            f"a smaller micro_batch (here {min(samples, micro)} samples)"
         )
     gpu = rank_gb(recipe, samples, gpu=True)
     if machine.gpus and machine.gpu_memory_gb and gpu > machine.gpu_memory_gb:
         raise InputError(
             f"{layout}: {gpu:.1f} GB a rank are more than the {machine.gpu_memory_gb:g} GB of a GPU of machine {machine.name}: "
-            f"{_or_more(recipe, machine, nodes)}a smaller micro_batch (here {min(samples, micro)} samples)"
+            f"{_more_nodes(recipe, machine, nodes)}a smaller micro_batch (here {min(samples, micro)} samples)"
         )
 
 
-def _or_more(recipe: Recipe, machine: Machine, nodes: int) -> str:
+def _more_nodes(recipe: Recipe, machine: Machine, nodes: int) -> str:
     """For the message: an advice to take more of them, where such a number would be accepted."""
     return "more nodes, or " if any(n > nodes for n in _counts(recipe, machine)) else ""
 
