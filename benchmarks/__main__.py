@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import QUICK_RESULTS, RESULTS, figures, reached
+from benchmarks.measure import WHERE, figures, reached, results
 
 HERE = Path(__file__).parent
 PROGRAMS = (
@@ -40,9 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks.", allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all, which are {', '.join(names())}")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds: within 10 minutes on 2 cores")
-    parser.add_argument("--to", type=Path, help="folder for the results (default: benchmarks/results, and quick/ in it)")
+    parser.add_argument("--to", type=Path, help=f"folder for the results (default: {WHERE})")
     options = parser.parse_args()
-    to = options.to or (QUICK_RESULTS if options.quick else RESULTS)
+    to = options.to or results(options.quick)
     sys.exit(1 if run(chosen(parser, options.names), to, options.quick) else 0)
 
 

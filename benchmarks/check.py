@@ -1,8 +1,9 @@
-"""Has anything become slower?  Runs the quick set and compares every figure with the recorded one (results/quick/)."""
+"""Has anything become slower?  Runs the quick set and compares every figure with the recorded one of this kind of processor."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -10,12 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks import measure
 from benchmarks.__main__ import chosen, records, run
-from benchmarks.measure import QUICK_RESULTS
-from benchmarks.ours import BF16
-from legw_hpc.device import in_hardware
 
 LOSS = 0.15  # that is let pass: what a repetition differs by on a quiet machine (assumed)
 
@@ -83,11 +80,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__, allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all benchmarks")
     which = chosen(parser, parser.parse_args().names)
+    kept = measure.results(quick=True)
+    if not any((kept / f"{name}.jsonl").exists() for name in which):
+        sys.exit(
+            f"nothing to compare with: {os.path.relpath(kept)} has no record of this kind of processor; make bench makes one"
+        )
     with tempfile.TemporaryDirectory(prefix="legw-bench-") as folder:
         faults = run(which, Path(folder), quick=True)
-        then, now = ([line for name in which for line in records(to / f"{name}.jsonl")] for to in (QUICK_RESULTS, Path(folder)))
-    if not in_hardware(torch.bfloat16):  # such figures are left out here; their record is of another processor
-        then = [line for line in then if BF16 not in line.get("goal", "")]
+        then, now = ([line for name in which for line in records(to / f"{name}.jsonl")] for to in (kept, Path(folder)))
     compared = compare(then, now)
     slow = [one for one in compared if one.failed]
     print("\n".join(["", *map(str, compared)]))

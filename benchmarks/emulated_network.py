@@ -70,14 +70,14 @@ def points(quick: bool) -> list[Point]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=ABOUT, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="two points")
-    parser.add_argument("--to", type=Path, help="folder for the results (default: benchmarks/results, quick/ in it)")
+    parser.add_argument("--to", type=Path, help=f"folder for the results (default: {measure.WHERE})")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
         measured(Point(**json.loads(options.point)))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts go first
-    to = options.to or (measure.QUICK_RESULTS if options.quick else measure.RESULTS)
+    to = options.to or measure.results(options.quick)
     try:
         bare = {ranks: run(Point("mnist-lstm", ranks, 0.0, 0.0, 1)) for ranks in sorted({p.ranks for p in points(options.quick)})}
         rows = [forecast(run(point), bare[point.ranks]) for point in points(options.quick)]

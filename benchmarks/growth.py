@@ -68,10 +68,10 @@ def points(quick: bool) -> list[Point]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=ABOUT, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="fewer points and steps")
-    parser.add_argument("--to", type=Path, help="folder for the results (default: benchmarks/results, quick/ in it)")
+    parser.add_argument("--to", type=Path, help=f"folder for the results (default: {measure.WHERE})")
     parser.add_argument("--point", nargs=2, metavar=("JSON", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.to = options.to or (measure.QUICK_RESULTS if options.quick else measure.RESULTS)
+    options.to = options.to or measure.results(options.quick)
     if options.point:
         measured(Point(**json.loads(options.point[0])), Path(options.point[1]))
         return

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,10 @@ from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.tuning import processor
 
-RESULTS = Path(__file__).parent / "results"
 PEERS = ("pytorch_optimizer", "timm", "webdataset", "mosaicml-streaming", "pillow")
-QUICK_RESULTS = RESULTS / "quick"  # what check.py compares with
+RESULTS = Path(__file__).parent / "results"  # in it a folder for each kind of processor, see `results`
+WHERE = "benchmarks/results/KIND OF PROCESSOR, quick/ in it"  # the same, for help texts
+KINDS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of processors, by the best that they have
 
 
 @dataclass(frozen=True)
@@ -178,9 +180,9 @@ def _options(about: str, ranks: int, rounds: int) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="a rank (default: 1)")
     parser.add_argument("--rounds", type=int, help=f"default: {rounds}; 3 if quick")
     parser.add_argument("--source", type=Path, help="real data, where the benchmark can read some")
-    parser.add_argument("--to", type=Path, help="folder for NAME.jsonl and NAME.md (default: benchmarks/results, quick/ in it)")
+    parser.add_argument("--to", type=Path, help=f"folder for NAME.jsonl and NAME.md (default: {WHERE})")
     options = parser.parse_args()
-    options.to = options.to or (QUICK_RESULTS if options.quick else RESULTS)
+    options.to = options.to or results(options.quick)
     options.rounds = options.rounds or (3 if options.quick else rounds)
     return options
 
@@ -218,7 +220,7 @@ def row(name: str, case: Case, seconds: list[float], bench: Bench, threads: int)
         "ranks": bench.comm.size, "threads": threads,
         "oversubscribed": bench.comm.local_size * threads > (os.cpu_count() or 1),
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(), "commit": runlog.commit(),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "hardware": f"{processor()} {kind()}, {os.cpu_count()} cores",
         "versions": runlog.versions() | _peers(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
 
@@ -232,14 +234,18 @@ def _peers() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
-    try:
+def kind() -> str:
+    """The kind of this processor, of KINDS; else its architecture."""
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next(line for line in lines if line.startswith("flags")).split()
-        best = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
-        return f"{processor()} {best}".strip()
-    except (OSError, StopIteration):
-        return processor()
+        return next(kind for kind in KINDS if kind in flags)
+    return platform.machine()
+
+
+def results(quick: bool) -> Path:
+    """The folder of this processor's records; a ratio of one kind is no measure for another."""
+    return RESULTS / kind() / "quick" if quick else RESULTS / kind()
 
 
 def _judged(goal: Goal, seconds: dict[str, list[float]], cases: Sequence[Case]) -> dict[str, Any]:

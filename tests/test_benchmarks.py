@@ -156,10 +156,14 @@ def test_the_check_ends_with_1_if_anything_is_slower_or_failed(
         write(found, to)
         return faults
 
-    write(2.0, tmp_path)
     monkeypatch.setattr(check, "run", run)
-    monkeypatch.setattr(check, "QUICK_RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
     monkeypatch.setattr("sys.argv", ["check", "jpeg"])
+    with pytest.raises(SystemExit, match=f"{measure.kind()}/quick has no record of this kind of processor"):
+        check.main()
+    kept = measure.results(quick=True)
+    kept.mkdir(parents=True)
+    write(2.0, kept)
     with pytest.raises(SystemExit) as end:
         check.main()
     assert end.value.code == code
