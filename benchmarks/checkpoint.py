@@ -7,12 +7,9 @@ import statistics
 from pathlib import Path
 
 from benchmarks import made
-from benchmarks.measure import Bench, Case, Limit, Outcome, nothing, run
-from legw_hpc import checkpoint
-from legw_hpc.models.resnet import resnet50
-from legw_hpc.optim import parameter_groups
-from legw_hpc.optim.lars import LARS
-from legw_hpc.trainer import FlatGradients
+from benchmarks.measure import Bench, Case, Limit, Outcome, run
+from benchmarks.ours import Trained
+from legw_hpc.runfolder import RunFolder
 
 SAVE, LOAD, PLAIN = "ours: save, checked and synced", "ours: load, checked", "cp of the same bytes, not synced"
 MINUTE = 60.0
@@ -20,38 +17,45 @@ GOAL = 5.0  # % of a minute, for one checkpoint a minute
 
 
 def cases(bench: Bench) -> Outcome:
-    model = resnet50()
-    gradients, optimizer = FlatGradients(model), LARS(parameter_groups(model), 0.1)
-    gradients.gradients.normal_()
-    optimizer.step()  # makes the momentum
-    folder = made.temporary(bench) / "checkpoints"
-    number = 0
+    """What a run does at a checkpoint, by all ranks, and at its start."""
+    out = made.temporary(bench) / "run"
+    batch = 8 * bench.comm.size
+    words = [*made.jpegs(bench), f"batch={batch}", "micro_batch=8", "options.size=64", "options.resize=72", f"out={out}"]
+    training = Trained(bench, "imagenet-resnet50", words)
+    training.step()  # makes the momentum
+    work, timing = training.work, training.timing
+    folder = RunFolder(work.recipe, work.data, bench.comm).__enter__()  # until the program ends
+
+    step = 0
 
     def save() -> None:
-        nonlocal number
-        number += 1
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        checkpoint.save(folder, number, state, keep=2)
+        nonlocal step
+        step += 1
+        work.check_data()
+        work.check_finite(step)
+        folder.save(step, work.parts, timing, [])
 
     def newest() -> Path:
-        return max(folder.glob("*.pt"))
+        return max((out / "checkpoints").glob("*.pt"))
 
     def load() -> None:
-        assert checkpoint.load_newest(folder, bench.comm, print) is not None
+        assert folder.restore(work.parts, timing, [], print) == step
+
+    def copy() -> None:
+        if bench.comm.rank == 0:
+            shutil.copy(newest(), out / "copy")
 
     def after(seconds: dict[str, list[float]]) -> list[str | Limit]:
         share = 100 * statistics.median(seconds[SAVE]) / MINUTE
         size = newest().stat().st_size / 1e6
         return [
             Limit("% of training that one checkpoint a minute takes", share, GOAL, "written while the ranks wait"),
-            f"{size:.0f} MB: 25.6 million weights and as many of momentum.",
+            f"{size:.0f} MB: 25.6 million weights and as many of momentum. All that a run does at a checkpoint, on all ranks.",
         ]
 
     save()
-    return Outcome(
-        [Case(SAVE, save), Case(LOAD, load), Case(PLAIN, lambda: nothing(shutil.copy(newest(), folder / "copy")))], after=after
-    )
+    return Outcome([Case(SAVE, save), Case(LOAD, load), Case(PLAIN, copy)], after=after)
 
 
 if __name__ == "__main__":
-    run("checkpoint", "a checkpoint of ResNet-50 with momentum", cases)
+    run("checkpoint", "a checkpoint of ResNet-50 with momentum", cases, ranks=2)

@@ -5,7 +5,7 @@ swaps, SIGSTOP) is not: the others wait in a collective until the allocation is 
 check does not see a stopped process, as its coordinator waits for it too.
 
 So each rank has a thread that looks now and then where the main thread is.  A rank that has been in
-one collective for too long leaves a mark, RUN/stalled/RANK.json; the others that are alive see it and
+one collective for too long leaves a mark, RUN/stalled/WATCH/RANK.json; the others that are alive see it and
 leave theirs.  Whoever has none, or is not in a collective, is who the others wait for.  The lowest
 waiting rank says so and ends the job.  Until then nothing is written and nothing exchanged; a rank that goes on after
 all takes its mark away.
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
+import shutil
 import sys
 import threading
 import time
@@ -88,10 +90,9 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
         yield
         return
     nodes = comm.gather(comm.node)
-    if comm.rank == 0:
-        _clear(run / STALLED)  # of a run that ended so
-    comm.barrier()
-    watch = _Watch(run / STALLED, comm, nodes, seconds, fresh=not run.exists())
+    # Of this watch alone: another job may train into this folder, which is known when it is owned (owner.py).
+    marks = run / STALLED / str(comm.broadcast(secrets.token_hex(4)))
+    watch = _Watch(marks, comm, nodes, seconds, fresh=not run.exists())
     thread = threading.Thread(target=watch.loop, name="legw-watchdog", daemon=True)
     thread.start()
     try:
@@ -99,15 +100,18 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
     finally:
         watch.over.set()
         thread.join()
+        with contextlib.suppress(OSError):  # there is none, or a mark of another rank in it, which removes it then
+            marks.rmdir()
+            marks.parent.rmdir()
 
 
-def _clear(folder: Path) -> None:
-    """Remove marks and nothing else: the folder above may turn out to be a stranger's."""
-    with contextlib.suppress(OSError):
-        for path in folder.glob("*.json"):
-            if path.stem.isdigit():
-                path.unlink(missing_ok=True)
-        folder.rmdir()
+def clear(run: Path) -> None:
+    """Remove the marks of jobs that ended so.
+
+    Args:
+        run: the run folder, owned by this job.
+    """
+    shutil.rmtree(run / STALLED, ignore_errors=True)
 
 
 class _Watch:

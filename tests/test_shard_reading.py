@@ -21,7 +21,7 @@ import pytest
 
 from legw_hpc.comm import Serial
 from legw_hpc.data import reading
-from legw_hpc.data.shards import Shards, verify, verify_together
+from legw_hpc.data.shards import Shards, _copies, verify, verify_together
 from legw_hpc.errors import InputError
 from tests.test_run import wait_for_steps
 from tests.test_shard_damage import SHARD, flip
@@ -125,37 +125,47 @@ def test_threads_may_share_a_map(tmp_path: Path) -> None:
 class Rank(Serial):
     """One of several, as its verification sees it."""
 
-    def __init__(self, rank: int, everyone: list[Any]):
+    def __init__(self, rank: int, copies: list[str]):
         super().__init__()
-        self.rank, self.size, self.everyone = rank, len(everyone), everyone
-        self.node = everyone[rank][1]
+        self.rank, self.size, self.copies = rank, len(copies), copies
 
     def gather(self, value: Any) -> list[Any]:
-        return self.everyone if isinstance(value[0], list) else super().gather(value)
+        return self.copies if isinstance(value, str) else super().gather(value)
 
 
-# folder and node of each of four ranks -> the shards that each verifies
+# the folder of each of four ranks -> the shards that each verifies
 VERIFIED = {
-    "one folder": ([("d", "n1"), ("d", "n1"), ("d", "n2"), ("d", "n2")], [[0], [1], [2], []]),
-    "a copy on each node": ([("d", "n1"), ("d", "n1"), ("e", "n2"), ("e", "n2")], [[0, 2], [1], [0, 2], [1]]),
-    "a copy of one rank": ([("d", "n1"), ("e", "n1"), ("e", "n2"), ("e", "n2")], [[0, 1, 2], [0, 1, 2], [0, 2], [1]]),
+    "one folder": ("dddd", [[0], [1], [2], []]),
+    "a copy on each node": ("ddee", [[0, 2], [1], [0, 2], [1]]),
+    "a copy of one rank": ("deff", [[0, 1, 2], [0, 1, 2], [0, 2], [1]]),
 }
 
 
 @pytest.mark.parametrize("name", VERIFIED)
 def test_every_copy_is_verified(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places, wanted = VERIFIED[name]
-    for folder in ("d", "e"):
+    for folder in "def":
         write(tmp_path / folder, samples(20), per_shard=7)
-    everyone = [[[str(tmp_path / folder)], node] for folder, node in places]
+    copies = [_copies((Shards(tmp_path / folder, "train"),)) for folder in places]
     found: list[list[int]] = []
-    for rank, (folder, _) in enumerate(places):
+    for rank, folder in enumerate(places):
         data, seen = Shards(tmp_path / folder, "train"), list[int]()
         for number, file in enumerate(data.files):
             monkeypatch.setattr(file, "verify", lambda number=number, seen=seen: seen.append(number))
-        verify_together((data,), Rank(rank, everyone))
+        verify_together((data,), Rank(rank, copies))
         found.append(seen)
     assert found == wanted
+
+
+def test_a_copy_of_the_same_name_is_another(tmp_path: Path) -> None:
+    """As on the disks of two nodes; times, sizes and names are kept by `cp -a`."""
+    write(tmp_path / "d", samples(20), per_shard=7)
+    first, again = (_copies((Shards(tmp_path / "d", "train"),)) for _ in range(2))
+    assert first == again
+    shutil.copytree(tmp_path / "d", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "d")
+    (tmp_path / "copy").rename(tmp_path / "d")
+    assert _copies((Shards(tmp_path / "d", "train"),)) != first
 
 
 def test_a_lock_that_was_left_behind_does_not_matter(tmp_path: Path) -> None:

@@ -191,6 +191,10 @@ def test_a_finished_shard_is_known_by_its_source(tmp_path: Path) -> None:
     assert finished_shard(tmp_path, "train", 4, {"label": Field("int32")}, "digest") is None
     (tmp_path / "test-00004.h5").write_bytes((tmp_path / shard.file).read_bytes())
     assert finished_shard(tmp_path, "test", 4, fields, "digest") is None
+    with h5py.File(tmp_path / shard.file, "r+") as file:  # whose samples are elsewhere
+        del file["label"]
+        file["label"] = h5py.ExternalLink("../other.h5", "label")
+    assert finished_shard(tmp_path, "train", 4, fields, "digest") is None
     with pytest.raises(InputError, match="out of range for 3 classes"):
         write_shard(tmp_path, "train", 6, fields, made | {"label": np.array([0, 3])})
     assert not (tmp_path / "train-00006.h5").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def verify(folder: Path, index: Mapping[str, Any] | None = None) -> dict[str, in
 def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
     """Read this rank's part of all shards: no more than an epoch reads, once, and it is in memory then; a collective.
 
-    Where ranks name different folders, those of a node share out the copy that they name.
+    Ranks share out what they see of one copy: the same path, and files that were put there at the same time.  So a copy
+    on each node is read on each, also where all have one name for it.
 
     Args:
         splits: all that the run reads; none is nothing to do.
@@ -114,9 +116,8 @@ def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
     Raises:
         InputError: the first fault of any rank, on all.
     """
-    everyone = comm.gather([[str(data.folder.resolve()) for data in splits], comm.node])
-    shared = all(folders == everyone[0][0] for folders, _ in everyone)
-    peers = [rank for rank, theirs in enumerate(everyone) if shared or theirs == everyone[comm.rank]]
+    everyone = comm.gather(_copies(splits))
+    peers = [rank for rank, theirs in enumerate(everyone) if theirs == everyone[comm.rank]]
     mine = [file for data in splits for file in data.files][peers.index(comm.rank) :: len(peers)]
     with comm.together():
         size = sum(file.path.stat().st_size for file in mine)
@@ -126,3 +127,9 @@ def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
             )
         for file in mine:
             file.verify()
+
+
+def _copies(splits: tuple[Shards, ...]) -> str:
+    """Which copies these are.  By change times, that no copying keeps: some network file systems number inodes anew."""
+    files = [file.path.resolve() for data in splits for file in data.files]
+    return hashlib.sha256(repr([(str(path), path.stat().st_ctime_ns) for path in files]).encode()).hexdigest()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from legw_hpc.data import header
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.data.format import FORMAT, INDEX, VERSION, Field, Shard, check_labels, expected_datasets, sha256
+from legw_hpc.data.shardfile import leads_out
 from legw_hpc.errors import InputError
 
 # A shard's size on disk where the writer may choose (assumed: few files, yet many per rank at 1K ranks).
@@ -186,6 +187,8 @@ def finished_shard(folder: Path, split: str, number: int, fields: Mapping[str, F
             sums = {}
             for field_name, field in fields.items():
                 for dataset, (dtype, shape) in expected_datasets(field_name, field, count).items():
+                    if leads_out(file, dataset):
+                        return None
                     values = file[dataset]
                     if values.dtype != np.dtype(dtype) or (None not in shape and values.shape != shape):
                         return None
@@ -198,7 +201,7 @@ def finished_shard(folder: Path, split: str, number: int, fields: Mapping[str, F
 def shard_notes(folder: Path, split: str, number: int) -> Any:
     """The notes of a finished shard; None if it has none."""
     with h5py.File(folder / shard_name(split, number), "r", locking=False) as file:
-        return json.loads(file[NOTES][...].tobytes()) if NOTES in file else None
+        return json.loads(file[NOTES][...].tobytes()) if NOTES in file and not leads_out(file, NOTES) else None
 
 
 def write_index(folder: Path, splits: Iterable[Writer | Split], **about: Any) -> None:

@@ -175,7 +175,7 @@ def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str
     comm, marks = connect("auto"), Path(folder) / STALLED
 
     def seen() -> list[str]:
-        return sorted(path.name for path in marks.glob("*.json"))
+        return sorted(path.name for path in marks.glob("*/*.json"))
 
     try:
         with watching(Path(folder), comm, seconds):

@@ -20,7 +20,8 @@ from legw_hpc import runlog
 from legw_hpc.data.sources import images
 from legw_hpc.errors import EXIT_STALLED
 from legw_hpc.launcher import local_ranks
-from legw_hpc.watchdog import report
+from legw_hpc.runlog import STALLED
+from legw_hpc.watchdog import clear, report
 from tests import test_images
 from tests.parallel.ranks import ROOT, launch, needs_mpi, on_ranks, ranks_of
 
@@ -112,6 +113,16 @@ def test_ranks_that_all_hang_end(arguments: list[str], tmp_path: Path) -> None:
     assert re.search(rf"stalled: rank 0 on {socket.gethostname()} has not gone on for 14\.4 s: it is at work\.py:\d+", said), said
 
 
+STAYS_AT_THE_END = """
+import atexit, time
+from legw_hpc.comm import base, connect
+base.LEAVE_SECONDS = 3
+comm = connect()
+if comm.rank == 1:
+    atexit.register(time.sleep, 600)
+comm.close()
+"""
+
 STAYS = """
 import sys, time
 from legw_hpc.comm import Serial
@@ -133,9 +144,24 @@ def test_one_rank_alone_ends_if_it_does_not_go_on(how: str, code: int) -> None:
 
 def test_a_rank_that_comes_late_leaves_no_mark(tmp_path: Path) -> None:
     """A mark that stays would name the wrong rank at the next stall, or keep all from ending."""
+    other = tmp_path / STALLED / "another-job"
+    other.mkdir(parents=True)
+    (other / "7.json").write_text('{"waits": true, "where": "?"}')
     answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=6.0, late=8.0)
-    assert answers[1][0] == ["0.json", "1.json"]
-    assert [after for _, after in answers] == [[], []]
+    assert answers[1][0] == ["0.json", "1.json", "7.json"]
+    assert [after for _, after in answers] == [["7.json"], ["7.json"]]
+    clear(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_rank_that_does_not_end_after_the_run_is_not_waited_for(tmp_path: Path) -> None:
+    """MPI_Finalize, at the end of the process, waits for all ranks."""
+    (tmp_path / "program.py").write_text(STAYS_AT_THE_END)
+    began = time.monotonic()
+    code, said = launch(2, ["env", f"PYTHONPATH={ROOT}", sys.executable, str(tmp_path / "program.py")], timeout=60)
+    assert code != 0
+    assert time.monotonic() - began < 30
+    assert re.search(r"rank 0 .*exited on signal 14", " ".join(said.split())), said
 
 
 def test_a_bug_on_one_rank_ends_all(arguments: list[str], tmp_path: Path) -> None:
