@@ -24,6 +24,7 @@ PROGRAMS = (
     "relay",
     "emulated_network",
     "scaling_study",
+    "peer",
 )  # they make no record of ours beside others
 # Seconds that a benchmark may take; the whole quick set is to fit in 600 on two cores.
 LIMIT, QUICK_LIMIT = 3600, 240

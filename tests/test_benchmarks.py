@@ -104,7 +104,7 @@ def test_a_table_shows_cases_goals_notes_and_where_it_was_measured(ratio_: float
 def test_the_benchmarks_are_found_and_their_goals_listed(tmp_path: Path) -> None:
     names = program.names()
     assert {"mnist_step", "shards", "jpeg", "growth"} <= set(names)
-    assert not {"measure", "check", "__main__", "ours", "scaling_study", "scaling_report"} & set(names)
+    assert not {"measure", "check", "__main__", "ours", "peer", "scaling_study", "scaling_report"} & set(names)
     limit = {"benchmark": "step", "goal": "% that waits", "value": 0.4, "at_most": 2.0, "note": ""}
     lines = (CASE, ratio(2.5), ratio(1, "a / b"), limit)
     (tmp_path / "step.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
