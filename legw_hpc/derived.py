@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from legw_hpc.errors import InputError
 from legw_hpc.legw import Scaled, scale
 from legw_hpc.recipe import Recipe
 from legw_hpc.schedule import Schedule, build, decay_from
+from legw_hpc.steps import Course, course
 
 
 @dataclass(frozen=True)
@@ -24,24 +25,35 @@ class Derived:
         scaled: k, peak learning rate and warmup.
         explicit: which of them the user gave instead ("lr", "warmup_epochs").
         schedule: fractional epoch -> learning rate.
-        steps_per_epoch: the last of them has fewer samples where the batch does not divide the data.
+        course: which step of which epoch each step is.
         steps: of the whole run.
         last: the step after which this run stops: `steps`, or the recipe's `max_steps`.
-        last_batch: samples of the last step of an epoch.
+        last_batch: samples of the last step of an epoch, of the first batch of a run that grows.
     """
 
     recipe: Recipe
     scaled: Scaled
     explicit: tuple[str, ...]
     schedule: Schedule
-    steps_per_epoch: int
+    course: Course
     steps: int
     last: int
     last_batch: int
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the first batch of a run that grows; the last of them has fewer samples where the batch does not divide the data."""
+        return self.course.stages[0].per_epoch
+
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        return self.schedule(step / self.steps_per_epoch)
+        return self.schedule(self.course.epoch(step))
+
+    def steps_by_batch(self) -> list[tuple[int, int]]:
+        """(steps, batch) of each stage, up to `last`."""
+        stages = self.course.stages
+        ends = [min(self.last, step) for step in (*(stage.step for stage in stages[1:]), self.last)]
+        return [(end - begin, stage.batch) for stage, begin, end in zip(stages, [0, *ends[:-1]], ends, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for `plan --json` and the run log."""
@@ -61,7 +73,7 @@ class Derived:
             "steps": self.steps,
             "last_batch": self.last_batch,
             "train_samples": self.recipe.data.train_samples,
-        }
+        } | ({"stages": [asdict(stage) for stage in self.course.stages]} if len(self.course.stages) > 1 else {})
 
     def lines(self) -> list[str]:
         """The derivation, for people."""
@@ -73,12 +85,14 @@ class Derived:
             warmup = f"{recipe.scheme}; {base.warmup_epochs:g} at batch {base.batch}"
         steps = now.warmup_epochs * self.steps_per_epoch
         tail = "" if self.last_batch == now.batch else f", the last of {self.last_batch:,} samples"
+        grows = [f"{stage.batch:,} from epoch {stage.epoch}, {stage.per_epoch:,} steps each" for stage in self.course.stages[1:]]
         return [
             f"recipe   {recipe.name}: {recipe.application}, {recipe.solver}, {recipe.epochs:g} epochs, seed {recipe.seed}",
             f"batch    {now.batch:,} = {base.batch:,} x k, k = {now.k:g}",
             f"lr       {now.lr:.6g}   ({lr})",
             f"warmup   {now.warmup_epochs:.6g} epochs = {steps:.1f} steps, {now.warmup}   ({warmup})",
             f"decay    {recipe.decay} {_options(recipe.decays, recipe.decay)}".rstrip(),
+            *([f"growth   {'; '.join(grows)}"] if grows else []),
             f"steps    {self.steps_per_epoch:,} an epoch{tail}; {self.steps:,} in all",
         ]
 
@@ -94,8 +108,10 @@ def derive(recipe: Recipe) -> Derived:
     """
     samples = recipe.data.train_samples
     where = f"recipe {recipe.name}"
-    if recipe.batch > samples:
-        raise InputError(f"{where}: batch {recipe.batch} is larger than the training data, {samples} samples")
+    batches = [recipe.batch * recipe.growth.factor**i for i in range(len(recipe.growth.epochs) + 1)]
+    if batches[-1] > samples:
+        grown = f", grown {len(batches) - 1} times by {recipe.growth.factor}," if len(batches) > 1 else ""
+        raise InputError(f"{where}: batch {batches[-1]}{grown} is larger than the training data, {samples} samples")
     try:
         scaled = scale(recipe.baseline, recipe.batch, recipe.scheme, recipe.fixed_warmup_epochs)
         explicit = tuple(key for key in ("lr", "warmup_epochs") if getattr(recipe, key) is not None)
@@ -108,15 +124,16 @@ def derive(recipe: Recipe) -> Derived:
         schedule = build(scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay, warmup_lr=recipe.baseline.lr)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
-    steps_per_epoch = recipe.data.steps_per_epoch(recipe.batch)
+    whole = course(batches, (0, *recipe.growth.epochs), recipe.data.steps_per_epoch)
+    steps_per_epoch = whole.stages[0].per_epoch
     last_batch = recipe.batch if recipe.data.window else samples - (steps_per_epoch - 1) * recipe.batch
-    if steps_per_epoch < 1:
-        raise InputError(f"{where}: {samples} words in {recipe.batch} rows are less than a window of {recipe.data.window} a row")
-    steps = round(recipe.epochs * steps_per_epoch)
+    if whole.stages[-1].per_epoch < 1:
+        raise InputError(f"{where}: {samples} words in {batches[-1]} rows are less than a window of {recipe.data.window} a row")
+    steps = whole.steps(recipe.epochs)
     if steps < 1:
         raise InputError(f"{where}: {recipe.epochs:g} epochs of {steps_per_epoch} steps are no step at all")
     last = min(steps, recipe.max_steps or steps)
-    return Derived(recipe, scaled, explicit, schedule, steps_per_epoch, steps, last, last_batch)
+    return Derived(recipe, scaled, explicit, schedule, whole, steps, last, last_batch)
 
 
 def _tuples(options: Any) -> dict[str, Any]:

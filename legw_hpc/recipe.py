@@ -27,7 +27,7 @@ from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline
 
 # The names alone, so that `plan` refuses an unknown one without torch; tests hold them equal to the code's.
 APPLICATIONS = ("mnist-lstm", "ptb-lstm", "resnet50", "resnet20")
-SOLVERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta", "lars")
+SOLVERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta", "lars", "rmsprop-warmup")
 # Those with batch norm: the micro-batch decides what is normalised together, so it is part of the result.
 NORMALISED = ("resnet50", "resnet20")
 # Those that read a text in windows: rows of words, in order, instead of samples drawn one by one.
@@ -85,6 +85,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """A global batch that grows during the run, beside a decaying learning rate or in its place.
+
+    Smith et al. 2018 (arXiv:1711.00489) take a factor of 5 where the rate would fall to a fifth, Devarakonda et al. 2017
+    (arXiv:1712.02029) doublings.
+
+    Attributes:
+        epochs: before which the batch grows; rising, from 1 on.
+        factor: by which, at each of them.
+    """
+
+    epochs: tuple[int, ...] = ()
+    factor: int = 2
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run.
 
@@ -99,6 +115,7 @@ class Recipe:
         fixed_warmup_epochs: the length of warmups that do not follow the batch.
         lr, warmup_epochs: explicit values; they win over the derived ones and are reported so.
         decay: what follows the warmup; its values are in the table decays.NAME.
+        growth: of the batch during the run; learning rate and warmup are those of the first batch.
         solver: the optimizer; its options are in the table solvers.NAME.
         exempt: biases and normalisation parameters take no weight decay and no trust ratio.
         clip_norm: largest norm of the averaged gradient; 0 is no clipping.
@@ -135,6 +152,7 @@ class Recipe:
     warmup_epochs: float | None = None
     decay: str = "constant"
     decays: Mapping[str, Any] = field(default_factory=dict)
+    growth: Growth = Growth()
     solver: str = "momentum"
     solvers: Mapping[str, Any] = field(default_factory=dict)
     exempt: bool = True
@@ -197,6 +215,7 @@ class Recipe:
         }
         told |= set() if self.normalised else {"micro_batch"}
         told |= {key for key in ("curvature_every", "evaluate", "twin") if getattr(self, key) == DEFAULTS[key]}
+        told |= set() if self.growth.epochs else {"growth"}
         told |= {f"decays.{name}" for name in self.decays if name != self.decay}
         told |= {f"solvers.{name}" for name in self.solvers if name != self.solver}
         flat = strict.flatten(self.as_dict())
@@ -257,7 +276,7 @@ def _check(recipe: Recipe) -> None:
         "batch": 1, "micro_batch": 0, "max_steps": 0, "curvature_every": 0, "threads": 0, "clip_norm": 0, "seed": 0,
         "data.train_samples": 1, "data.window": 0, "input_threads": 0, "checkpoint.every_steps": 0,
         "checkpoint.every_minutes": 0, "stall_minutes": 0, "checkpoint.keep": 1,
-        "fixed_warmup_epochs": 0, "warmup_epochs": 0,
+        "fixed_warmup_epochs": 0, "warmup_epochs": 0, "growth.factor": 2,
     }  # fmt: skip
     if recipe.seed >= 2**63:
         raise InputError(f"recipe {recipe.name}: seed must be below 2**63, not {recipe.seed}")
@@ -287,6 +306,20 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.twin != "none" and (recipe.curvature_every or recipe.noise_scale):
         raise InputError(f"recipe {recipe.name}: twin={recipe.twin} measures time alone: not with curvature_every or noise_scale")
+    if recipe.growth.epochs:
+        _check_growth(recipe)
     if recipe.twin == "no-exchange" and recipe.options.get("batch_norm") == "sync":
         raise InputError(f"recipe {recipe.name}: twin=no-exchange, but batch_norm=sync exchanges in every layer")
     recipe.out_folder()
+
+
+def _check_growth(recipe: Recipe) -> None:
+    epochs = recipe.growth.epochs
+    if list(epochs) != sorted(set(epochs)) or not 1 <= epochs[0] <= epochs[-1] < recipe.epochs:
+        raise InputError(
+            f"recipe {recipe.name}: growth.epochs must rise, from 1 on and below the run's {recipe.epochs:g}, not {list(epochs)}"
+        )
+    if recipe.twin != "none" or recipe.curvature_every:
+        raise InputError(f"recipe {recipe.name}: growth.epochs: a twin and curvature_every are measured at one batch")
+    if recipe.options.get("batch_norm") == "rank":
+        raise InputError(f"recipe {recipe.name}: growth.epochs with batch_norm=rank: what is normalised together would grow too")

@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -125,10 +125,10 @@ class Progress:
         steps: of the whole run.
         done: steps done before.
         shown: is this rank 0.
-        micro_batches: of this rank in a step.
+        micro_batches: step, counted from 0 -> of this rank in it.
     """
 
-    def __init__(self, steps: int, done: int, shown: bool, micro_batches: int):
+    def __init__(self, steps: int, done: int, shown: bool, micro_batches: Callable[[int], int]):
         self._bar = None
         self._steps, self._shown, self._told = steps, shown, time.monotonic()
         self._done, self._micro_batches = done, micro_batches
@@ -150,7 +150,7 @@ class Progress:
         """Of a step that takes long, how many of its micro-batches are done."""
         if self._shown and time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
-            about = f"micro-batch {done:,} of {self._micro_batches:,}"
+            about = f"micro-batch {done:,} of {self._micro_batches(self._done):,}"
             if self._bar is not None:
                 self._bar.set_postfix_str(about)
             else:

@@ -47,10 +47,17 @@ class Constant:
 
 @dataclass(frozen=True)
 class MultiStep:
-    """peak * factor**(number of milestones reached) (paper § 3.2: x 0.1 at epochs 30, 60, 80)."""
+    """peak * factor**(number of milestones reached) (paper § 3.2: x 0.1 at epochs 30, 60, 80).
+
+    Attributes:
+        milestones: epochs.
+        factor: from one to the next.
+        factors: instead, of the peak from each milestone on.
+    """
 
     milestones: tuple[float, ...] = (30.0, 60.0, 80.0)
     factor: float = 0.1
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.milestones, tuple):
@@ -58,9 +65,14 @@ class MultiStep:
         for milestone in self.milestones:
             _at_least_zero("milestones", milestone)
         _at_least_zero("factor", self.factor)
+        if not isinstance(self.factors, tuple) or (self.factors and len(self.factors) != len(self.milestones)):
+            raise ValueError(f"decay factors must be a list, one a milestone ({len(self.milestones)}), not {self.factors!r}")
+        for factor in self.factors:
+            _at_least_zero("factors", factor)
 
     def schedule(self, peak: float, epochs: float, warmup_epochs: float) -> Schedule:
-        return lambda epoch: peak * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+        factors = (1.0, *(self.factors or (self.factor**i for i in range(1, len(self.milestones) + 1))))
+        return lambda epoch: peak * factors[sum(epoch >= milestone for milestone in self.milestones)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from legw_hpc import installed, noise, runlog
+from legw_hpc import installed, noise, runlog, watchdog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.derived import Derived
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
@@ -60,6 +60,8 @@ def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]
         with watching(recipe.out_folder(), comm, PREPARING * stalled):
             work = prepare(recipe, comm)
         with RunFolder(work.recipe, work.data, comm) as folder:
+            if comm.rank == 0:
+                watchdog.clear(folder.path)
             ended = folder.result()
             if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
                 return _ended_before(folder, ended, comm)
@@ -92,8 +94,8 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     done = folder.restore(work.parts, timing, carried, print)
     carried[:] = [tensor.to(work.device) for tensor in carried]
     _announce(work, folder, done)
-    pieces = -(-recipe.batch // (comm.size * recipe.micro_batch))
-    progress = runlog.Progress(derived.steps, done, comm.rank == 0, pieces)
+    at_once = comm.size * recipe.micro_batch
+    progress = runlog.Progress(derived.steps, done, comm.rank == 0, lambda step: -(-derived.course.stage(step).batch // at_once))
     every = _Every(recipe, derived, comm.rank == 0)
     metrics: dict[str, float] | None = None
     logged, estimates = dataclasses.replace(timing), list[noise.Noise]()
@@ -144,7 +146,7 @@ def _score(work: Work, step: int, log: runlog.RunLog, progress: runlog.Progress)
     metrics = work.score()
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"diverged: not finite after step {step}: {', '.join(f'{k} {v:g}' for k, v in metrics.items())}")
-    epoch = round(step / work.derived.steps_per_epoch, 4)
+    epoch = round(work.derived.course.epoch(step), 4)
     log.write("eval", step=step, epoch=epoch, **metrics)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     progress.say(f"epoch {epoch:g} of {work.recipe.epochs:g}, step {step}: {shown}")
@@ -155,7 +157,7 @@ class _Every:
     """What is due after which step; clocks count on rank 0 alone, which asks the others."""
 
     def __init__(self, recipe: Recipe, derived: Derived, clock: bool):
-        self._evaluation_steps = recipe.eval_every * derived.steps_per_epoch
+        self._evaluate_every, self._course = recipe.eval_every, derived.course
         self._when, self._log_every, self._clock = recipe.checkpoint, recipe.log_every, clock
         self._saved = self._logged = time.monotonic()
 
@@ -166,7 +168,7 @@ class _Every:
 
     def evaluation_due(self, step: int) -> bool:
         """Has this step crossed a multiple of `eval_every`; the same on every rank."""
-        return int(step / self._evaluation_steps) > int((step - 1) / self._evaluation_steps)
+        return self._course.multiples(self._evaluate_every, step) > self._course.multiples(self._evaluate_every, step - 1)
 
     def checkpoint_due(self, step: int) -> bool:
         """By the count of steps; the same on every rank."""
@@ -227,7 +229,7 @@ def _code_before(run: Path) -> dict[str, Any]:
 
 
 def _step_line(at: Done, derived: Derived) -> dict[str, Any]:
-    epoch = round(at.step / derived.steps_per_epoch, 4)
+    epoch = round(derived.course.epoch(at.step), 4)
     line = {"step": at.step, "epoch": epoch, "lr": at.lr, "loss": at.loss, "gradient_norm": at.gradient_norm}
     return line | ({"skipped": True} if at.skipped else {})
 

@@ -114,9 +114,9 @@ def status(folder: Path, now: float | None = None) -> Status:
 
 
 def _samples_per_step(start: dict[str, Any]) -> float:
-    """On average; a step of a text trains on a window of each row."""
-    per_epoch = _number(start, "derived", "steps_per_epoch")
-    return _number(start, "derived", "train_samples") / per_epoch if per_epoch else 0.0
+    """On average over the run; a step of a text trains on a window of each row."""
+    steps = _number(start, "derived", "steps")
+    return _number(start, "derived", "epochs") * _number(start, "derived", "train_samples") / steps if steps else 0.0
 
 
 def _number(line: dict[str, Any], *keys: str) -> float:

@@ -102,8 +102,10 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     plain = get_origin(kind) or kind
+    if plain is tuple and isinstance(value, list):
+        return tuple(_convert(get_args(kind)[0], one, where, f"{key}[{i}]") for i, one in enumerate(value))
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list"}
         raise InputError(f"{where}: {key} must be {words.get(plain, 'a table')}, not {value!r}")
     return value
 

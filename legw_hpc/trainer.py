@@ -155,6 +155,8 @@ def train(
         lr = derived.lr(step.number)
         for group in optimizer.param_groups:
             group["lr"] = lr
+            if "epoch" in group:
+                group["epoch"] = derived.course.epoch(step.number)
         # For a model that draws from torch (PtbLSTM's dropout draws by row instead): resume needs no state.
         seed(flat.buffer.device, recipe.seed, step.number, comm.rank)
         flat.buffer.zero_()
@@ -189,7 +191,7 @@ def train(
         finite = math.isfinite(loss_now) and math.isfinite(norm_now)
         update = precision.keep(finite)
         if update and not finite:
-            epoch = step.number / derived.steps_per_epoch
+            epoch = derived.course.epoch(step.number)
             raise Diverged(
                 f"diverged at step {step.number} (epoch {epoch:.3f}, lr {lr:.6g}): "
                 f"loss {loss_now:.6g}, gradient norm {norm_now:.6g}"

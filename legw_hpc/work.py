@@ -19,7 +19,7 @@ from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
 from legw_hpc.data.loader import evaluation_batches, train_steps
-from legw_hpc.data.order import Order, Shuffled, Windows, part
+from legw_hpc.data.order import Growing, Order, Shuffled, Windows, part
 from legw_hpc.data.shards import Shards, verify_together
 from legw_hpc.derived import Derived, derive
 from legw_hpc.device import check_distinct, choose_device, keep_memory, set_threads
@@ -168,7 +168,7 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     synchronise(model, comm.sum_)
     threads = set_threads(recipe.threads, comm)
     augment.set_threads(recipe.input_threads or threads)
-    precision, order = Precision(recipe.precision, device), _order(recipe)
+    precision, order = Precision(recipe.precision, device), _order(recipe, derived)
     tuned = None if recipe.micro_batch else _tuned(recipe, comm, app, training, order, model, precision, device)
     if tuned is not None:
         recipe = replace(recipe, micro_batch=tuned.micro_batch)
@@ -223,11 +223,16 @@ def _tuned(
     return found
 
 
-def _order(recipe: Recipe) -> Order:
+def _order(recipe: Recipe, derived: Derived) -> Order:
     data = recipe.data
-    if data.window:
-        return Windows(data.train_samples, recipe.batch, data.window, recipe.seed)
-    return Shuffled(data.train_samples, recipe.batch, recipe.seed)
+
+    def of(batch: int) -> Shuffled | Windows:
+        if data.window:
+            return Windows(data.train_samples, batch, data.window, recipe.seed)
+        return Shuffled(data.train_samples, batch, recipe.seed)
+
+    stages = derived.course.stages
+    return of(recipe.batch) if len(stages) == 1 else Growing(derived.course, tuple(of(stage.batch) for stage in stages))
 
 
 def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tuple[Shards, ...]]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from legw_hpc.apps import application
 from legw_hpc.errors import InputError
 from legw_hpc.models.batch_norm import BatchNorm, StepStatistics, synchronise
 from legw_hpc.models.resnet import resnet20
@@ -74,6 +75,26 @@ def test_micro_batches_fold_to_their_mean() -> None:
     mean = torch.cat(list(parts)).mean((0, 2, 3))
     torch.testing.assert_close(mine.running_mean, 0.9 * torchs.running_mean + 0.1 * mean, **EXACT)
     assert mine.num_batches_tracked == torchs.num_batches_tracked + 1
+
+
+def test_momentum_1_keeps_the_last_step_alone() -> None:
+    """Akiba et al. 2017: no moving averages; the mean over all micro-batches of the step."""
+    layer = next(module for module in resnet20(momentum=1.0).modules() if isinstance(module, BatchNorm))
+    micro_batches = torch.randn(2, 4, 16, 3, 3) * 2 + 1
+    for _ in range(2):
+        layer(torch.randn(8, 16, 3, 3) * 9)
+        layer.fold(8)
+        for x in micro_batches:
+            layer(x)
+        layer.fold(8)
+    torch.testing.assert_close(layer.running_mean, micro_batches.mean((0, 1, 3, 4)))
+    torch.testing.assert_close(layer.running_var, micro_batches.var((1, 3, 4)).mean(0))
+
+
+@pytest.mark.parametrize("momentum", [0, -0.1, 1.1])
+def test_momentum_out_of_range(momentum: float) -> None:
+    with pytest.raises(InputError, match="batch_norm_momentum must be above 0 and at most 1"):
+        application("resnet20", batch_norm_momentum=momentum)
 
 
 def test_sums_may_be_a_view_of_the_trainers_buffer() -> None:

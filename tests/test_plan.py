@@ -46,6 +46,7 @@ def test_parameters_are_the_networks(name: str, words: list[str]) -> None:
 def test_passes_of_the_update() -> None:
     assert {solver: update_passes(load("mnist-lstm", [f"solver={solver}"])) for solver in SOLVERS} == {
         "sgd": 4, "momentum": 6, "nesterov": 6, "adagrad": 6, "rmsprop": 6, "adam": 8, "adadelta": 8, "lars": 8,
+        "rmsprop-warmup": 8,
     }  # fmt: skip
 
 

@@ -63,12 +63,25 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert numbers(tmp_path / "parts")[-1] == numbers(whole)[-1]
 
 
-def test_resume_with_the_state_of_an_adaptive_solver(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    more = ["solver=adam", "baseline.lr=0.001", "decay=poly"]
+WARMUP = ["solver=rmsprop-warmup", "solvers.rmsprop-warmup.period=2"]
+
+
+@pytest.mark.parametrize("words", [["solver=adam", "baseline.lr=0.001"], [*WARMUP, "solvers.rmsprop-warmup.center=2"]])
+def test_resume_with_the_state_of_an_adaptive_solver(cli: Cli, arguments: list[str], tmp_path: Path, words: list[str]) -> None:
+    more = [*words, "decay=poly"]
     assert cli("train", *arguments, *more, "out=whole").returncode == 0
     assert cli("train", *arguments, *more, "out=parts", "max_steps=7").returncode == 0
     assert cli("train", *arguments, *more, "out=parts").returncode == 0
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_solver_is_told_the_epoch(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """With its turn at epoch 1 the two runs are one until then."""
+    for center in (1, 9):
+        words = [*arguments, *WARMUP, f"solvers.rmsprop-warmup.center={center}", "max_steps=4", "scheme=none"]
+        assert cli("train", *words, f"out=at-{center}").returncode == 0
+    first, second = weights(tmp_path / "at-1"), weights(tmp_path / "at-9")
+    assert not all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_resumed_run_tells_what_code_it_was_before(

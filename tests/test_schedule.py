@@ -49,6 +49,13 @@ def test_multi_step_for_every_batch(batch: int, lr: float, warmup: float) -> Non
         assert schedule(epoch) == pytest.approx(value, rel=1e-12)
 
 
+def test_multi_step_with_a_factor_for_each_milestone() -> None:
+    """The slow start of Akiba et al. 2017: 0.5, 0.075, 0.01 and 0.001 of a rate."""
+    schedule = derive(load("imagenet-akiba-2017", ["batch=32768"])).schedule
+    for epoch, share in {0: 0.5, 39.9: 0.5, 40: 0.075, 69.9: 0.075, 70: 0.01, 84.9: 0.01, 85: 0.001, 89.9: 0.001}.items():
+        assert schedule(epoch) == pytest.approx(12.8 * share)
+
+
 @pytest.mark.parametrize(("batch", "lr", "warmup"), TABLE_1)
 def test_poly_for_every_batch(batch: int, lr: float, warmup: float) -> None:
     """eta (1 - i/I)^2 with i from the start of training, as the formula reads; 0 at the end."""
@@ -148,6 +155,9 @@ BAD = {
     "poly power zero": lambda: Poly(power=0),
     "poly power text": lambda: decay_from("poly", power="2"),
     "factor negative": lambda: MultiStep(factor=-1),
+    "too few factors": lambda: MultiStep((30.0, 60.0), factors=(0.5,)),
+    "factors not a list": lambda: decay_from("multi-step", factors=0.5),
+    "factor of a list negative": lambda: MultiStep((30.0,), factors=(-1.0,)),
     "factor NaN": lambda: Exponential(factor=math.nan),
     "milestones not a list": lambda: decay_from("multi-step", milestones=30),
     "milestone text": lambda: MultiStep(("30",)),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from legw_hpc.legw import Baseline, scale
 from legw_hpc.optim import LEGW, SOLVERS, parameter_groups, solver
+from legw_hpc.optim.rmsprop_warmup import share_of_sgd
 from legw_hpc.schedule import Poly, build
 
 # A learning rate that suits each on the quadratic below.
@@ -23,12 +25,13 @@ LEARNING_RATES = {
     "adam": 0.05,
     "adadelta": 5.0,
     "lars": 0.02,
+    "rmsprop-warmup": 0.02,
 }
 PAPER = ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta"]
 
 
-def test_the_seven_of_the_paper_and_lars() -> None:
-    assert list(SOLVERS) == [*PAPER, "lars"]
+def test_the_seven_of_the_paper_and_others() -> None:
+    assert list(SOLVERS) == [*PAPER, "lars", "rmsprop-warmup"]
 
 
 @pytest.mark.parametrize(("name", "lr"), LEARNING_RATES.items())
@@ -85,6 +88,36 @@ def test_equals_the_one_of_torch(name: str) -> None:
             optimizer.step()
         ends.append(w.detach())
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "share"), [(0, 0.5 * math.exp(-4)), (5, 0.5 * math.exp(-2)), (10, 0.5), (11.25, 0.75), (12.5, 1), (90, 1)]
+)
+def test_the_share_of_sgd(epoch: float, share: float) -> None:
+    assert share_of_sgd(epoch, 10, 5) == pytest.approx(share)
+
+
+# The epoch, and the optimizer of torch's that is left of the two there.
+ENDS: dict[str, tuple[float, Callable[[list[torch.Tensor]], torch.optim.Optimizer]]] = {
+    "RMSprop": (-1e9, lambda w: torch.optim.RMSprop(w, 3e-4, alpha=0.99, eps=1e-8, momentum=0.9, weight_decay=0.01)),
+    "SGD": (12.5, lambda w: torch.optim.SGD(w, 0.1, momentum=0.9, weight_decay=0.01)),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_rmsprop_turns_into_sgd(name: str) -> None:
+    epoch, make = ENDS[name]
+    torch.manual_seed(0)
+    start, gradients = torch.randn(33, dtype=torch.float64), torch.randn(6, 33, dtype=torch.float64)
+    weights = [start.clone().requires_grad_() for _ in range(2)]
+    ours, theirs = solver("rmsprop-warmup", [weights[0]], 0.1, weight_decay=0.01), make([weights[1]])
+    ours.param_groups[0]["epoch"] = epoch
+    for gradient in gradients:
+        for w, optimizer in zip(weights, (ours, theirs), strict=True):
+            w.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-9, atol=1e-12)
+    assert not torch.equal(weights[0], start)
 
 
 @pytest.mark.parametrize(("name", "options"), [("adamw2", {}), ("sgd", {"momentum": 0.9}), ("adam", {"eta": 1})])

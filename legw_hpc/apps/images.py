@@ -25,7 +25,12 @@ CIFAR10 = ((125.3, 122.9, 113.9), (62.5, 61.9, 66.5))
 
 
 def resnet50(
-    classes: int = 1000, size: int = 224, resize: int = 256, label_smoothing: float = 0.0, batch_norm: str = "micro-batch"
+    classes: int = 1000,
+    size: int = 224,
+    resize: int = 256,
+    label_smoothing: float = 0.0,
+    batch_norm: str = "micro-batch",
+    batch_norm_momentum: float = 0.1,
 ) -> Application:
     """ResNet-50 on JPEGs: random-resized crop and flip in training, the centre at evaluation.
 
@@ -35,6 +40,8 @@ def resnet50(
         resize: pixels of the shorter side before the centre is cut out.
         label_smoothing: share of the target spread over all classes.
         batch_norm: see models/batch_norm.py.
+        batch_norm_momentum: share of a step's statistics in the running ones; 1 is those of the last step alone (Akiba et al.
+            2017, arXiv:1711.04325).
 
     Raises:
         ValueError: a value out of range.
@@ -62,11 +69,13 @@ def resnet50(
         return torch.from_numpy(images), torch.from_numpy(data.take("label", samples))
 
     fields = {"image": Field("uint8", None), "name": Field("uint8", None)}
-    model = lambda: resnet.resnet50(classes, batch_norm)  # noqa: E731
-    return _classifier("resnet50", model, fields, decode, classes, label_smoothing, IMAGENET, "val")
+    model = lambda: resnet.resnet50(classes, batch_norm, batch_norm_momentum)  # noqa: E731
+    return _classifier("resnet50", model, fields, decode, classes, label_smoothing, IMAGENET, "val", batch_norm_momentum)
 
 
-def resnet20(classes: int = 10, label_smoothing: float = 0.0, batch_norm: str = "micro-batch") -> Application:
+def resnet20(
+    classes: int = 10, label_smoothing: float = 0.0, batch_norm: str = "micro-batch", batch_norm_momentum: float = 0.1
+) -> Application:
     """ResNet-20 on 32x32 images: pad-4 crop and flip in training.  Arguments as `resnet50`."""
 
     def decode(data: Any, samples: NDArray[np.int64], draw: Draw | None) -> tuple[Tensor, ...]:
@@ -77,8 +86,8 @@ def resnet20(classes: int = 10, label_smoothing: float = 0.0, batch_norm: str = 
         return torch.from_numpy(images), torch.from_numpy(data.take("label", samples))
 
     fields = {"image": Field("uint8", (32, 32, 3))}
-    model = lambda: resnet.resnet20(classes, batch_norm)  # noqa: E731
-    return _classifier("resnet20", model, fields, decode, classes, label_smoothing, CIFAR10, "test")
+    model = lambda: resnet.resnet20(classes, batch_norm, batch_norm_momentum)  # noqa: E731
+    return _classifier("resnet20", model, fields, decode, classes, label_smoothing, CIFAR10, "test", batch_norm_momentum)
 
 
 def normalised(images: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
@@ -102,8 +111,11 @@ def _classifier(
     label_smoothing: float,
     scale: tuple[tuple[float, ...], tuple[float, ...]],
     split: str,
+    batch_norm_momentum: float,
 ) -> Application:
     check_options(classes=(classes, int, 1, 2**31), label_smoothing=(label_smoothing, (int, float), 0, 1))
+    if not 0 < batch_norm_momentum <= 1:
+        raise ValueError(f"batch_norm_momentum must be above 0 and at most 1, not {batch_norm_momentum!r}")
 
     def network(model: nn.Module, images: Tensor) -> Tensor:
         """Logits of images [B, H, W, 3] uint8."""

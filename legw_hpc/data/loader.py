@@ -74,7 +74,7 @@ def train_steps(
     def read() -> Iterator[Any]:
         """For each step its number, place and size and the count of its micro-batches, then those."""
         for number in range(first, last):
-            epoch, step = divmod(number, order.steps_per_epoch)
+            epoch, step = order.place(number)
             items = order.items(epoch, step)
             mine = part(len(items), rank, size)
             parts = pieces(items[mine.start : mine.stop], micro_batch)

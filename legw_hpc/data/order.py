@@ -33,8 +33,8 @@ class Order(Protocol):
     @property
     def per_item(self) -> int: ...
 
-    @property
-    def steps_per_epoch(self) -> int: ...
+    def place(self, number: int) -> tuple[int, int]:
+        """Epoch and step of it, of a step of the run."""
 
     def items(self, epoch: int, step: int) -> NDArray[np.int64]:
         """The items of a step of an epoch, over all ranks."""
@@ -52,6 +52,9 @@ class Shuffled:
     @property
     def steps_per_epoch(self) -> int:
         return steps.shuffled(self.samples, self.batch)
+
+    def place(self, number: int) -> tuple[int, int]:
+        return divmod(number, self.steps_per_epoch)
 
     def items(self, epoch: int, step: int) -> NDArray[np.int64]:
         return epoch_order(self.samples, self.seed, epoch)[step * self.batch : (step + 1) * self.batch]
@@ -77,8 +80,39 @@ class Windows:
     def steps_per_epoch(self) -> int:
         return steps.windows(self.tokens, self.rows, self.window)
 
+    def place(self, number: int) -> tuple[int, int]:
+        return divmod(number, self.steps_per_epoch)
+
     def items(self, epoch: int, step: int) -> NDArray[np.int64]:
         return np.arange(self.rows) * (self.tokens // self.rows) + step * self.window
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Batches that grow between epochs.
+
+    Args:
+        course: the stages.
+        orders: of each stage, of the same data and seed.
+    """
+
+    course: steps.Course
+    orders: tuple[Shuffled | Windows, ...]
+
+    @property
+    def seed(self) -> int:
+        return self.orders[0].seed
+
+    @property
+    def per_item(self) -> int:
+        return self.orders[0].per_item
+
+    def place(self, number: int) -> tuple[int, int]:
+        return self.course.place(number)
+
+    def items(self, epoch: int, step: int) -> NDArray[np.int64]:
+        stage = sum(epoch >= stage.epoch for stage in self.course.stages) - 1
+        return self.orders[stage].items(epoch, step)
 
 
 @functools.lru_cache(maxsize=2)

@@ -127,22 +127,30 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def resnet50(classes: int = 1000, batch_norm: str = "micro-batch") -> ResNet:
+def resnet50(classes: int = 1000, batch_norm: str = "micro-batch", momentum: float = 0.1) -> ResNet:
     """ResNet-50 v1.5 for 224x224; 25,557,032 parameters with 1000 classes.
 
     Raises:
         InputError: unknown mode of batch norm.
     """
-    return ResNet(classes, batch_norm, depths=(3, 4, 6, 3), width=64, bottleneck=True, small=False)
+    return _with_momentum(ResNet(classes, batch_norm, depths=(3, 4, 6, 3), width=64, bottleneck=True, small=False), momentum)
 
 
-def resnet20(classes: int = 10, batch_norm: str = "micro-batch") -> ResNet:
+def resnet20(classes: int = 10, batch_norm: str = "micro-batch", momentum: float = 0.1) -> ResNet:
     """ResNet-20 for 32x32 (He et al., § 4.2, n = 3); 269,722 parameters with 10 classes.
 
     Raises:
         InputError: unknown mode of batch norm.
     """
-    return ResNet(classes, batch_norm, depths=(3, 3, 3), width=16, bottleneck=False, small=True)
+    return _with_momentum(ResNet(classes, batch_norm, depths=(3, 3, 3), width=16, bottleneck=False, small=True), momentum)
+
+
+def _with_momentum(model: ResNet, momentum: float) -> ResNet:
+    """Of the running statistics; see batch_norm.py."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = momentum
+    return model
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""The seven solvers of the paper's § 5.2, and LARS (§ 6), by the names that recipes use."""
+"""The seven solvers of the paper's § 5.2, LARS (§ 6), and what runs it builds on had, by the names that recipes use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from legw_hpc.optim.eager import eager, mark_methods
 from legw_hpc.optim.lars import LARS
+from legw_hpc.optim.rmsprop_warmup import RMSpropWarmup
 
 
 def _sgd(params: Any, lr: float, weight_decay: float = 0.0) -> Optimizer:
@@ -55,6 +56,7 @@ SOLVERS: dict[str, Callable[..., Optimizer]] = {
     "adam": _adam,
     "adadelta": _adadelta,
     "lars": LARS,
+    "rmsprop-warmup": RMSpropWarmup,
 }
 
 

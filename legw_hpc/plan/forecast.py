@@ -106,7 +106,10 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
     if wrong := [n for n in nodes if not 1 <= n <= machine.nodes]:
         raise InputError(f"--nodes {wrong[0]}: machine {machine.name} gives a job 1 to {machine.nodes} nodes")
     speeds = performance.speeds(recipe, machine)
-    work = Work(recipe.batch, recipe.most_at_once, gradient_bytes(recipe), update_passes(recipe))
+    works = [
+        (steps, Work(batch, recipe.most_at_once, gradient_bytes(recipe), update_passes(recipe)))
+        for steps, batch in derived.steps_by_batch()
+    ]
     wanted = sorted(set(nodes)) or [1 << i for i in range(machine.nodes.bit_length())]
     rows: list[Row] = []
     for count in wanted:
@@ -116,9 +119,10 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
             continue
         row = Row(count, ranks, recipe.batch / ranks, (refused,) if refused else ())
         if not refused:
-            splits = tuple(step(work, count, machine.ranks, speeds[case]) for case in CASES)
+            splits = tuple(step(works[0][1], count, machine.ranks, speeds[case]) for case in CASES)
             start = [getattr(performance.start_s, case) for case in CASES]
-            hours = Range.of([(s + derived.last * split.step) / 3600 for s, split in zip(start, splits, strict=True)])
+            training = [sum(n * step(work, count, machine.ranks, speeds[case]).step for n, work in works) for case in CASES]
+            hours = Range.of([(s + t) / 3600 for s, t in zip(start, training, strict=True)])
             row = dataclasses.replace(
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
                 hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),

@@ -7,7 +7,9 @@ from legw_hpc.recipe import APPLICATIONS, Recipe
 
 # Passes of the update over the parameters: reading the gradient once for its norm and once to step, reading and
 # writing the weights, and each buffer that the solver keeps (derived; a fused kernel, as optim/ has them).
-_BUFFERS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "adadelta": 2, "lars": 1}
+_BUFFERS = {
+    "sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "adadelta": 2, "lars": 1, "rmsprop-warmup": 2,
+}  # fmt: skip
 _NORMS = {"lars": 2}  # of weights and of gradients, before the step
 
 

@@ -1,0 +1,135 @@
+"""A global batch that grows during the run: which step is where, resume, ranks, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legw_hpc import runlog, steps
+from legw_hpc.data import order
+from legw_hpc.derived import derive
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import load
+from legw_hpc.steps import Stage
+from tests.conftest import Cli
+from tests.parallel.ranks import launch, needs_mpi
+from tests.test_run import assert_same_bits, weights
+
+GROWS = ["batch=48", "growth.epochs=[2, 3]"]  # 7, 4 and 2 steps an epoch of 300 samples
+
+
+@given(st.integers(1, 500), st.integers(1, 60), st.integers(0, 2000), st.sampled_from([0.1, 0.25, 1.0, 3.0]))
+def test_one_stage_is_plain_division(samples: int, batch: int, step: int, every: float) -> None:
+    """To the bit: runs of one batch are what they were before there were stages."""
+    per_epoch = steps.shuffled(samples, batch)
+    whole = steps.course([batch], [0], lambda batch: steps.shuffled(samples, batch))
+    assert whole.place(step) == divmod(step, per_epoch)
+    assert whole.epoch(step) == step / per_epoch
+    assert whole.multiples(every, step) == int(step / (every * per_epoch))
+
+
+def test_the_stages_of_a_recipe() -> None:
+    derived = derive(load("mnist-lstm", ["batch=1000", "epochs=6", "growth.epochs=[2, 5]", "growth.factor=4"]))
+    assert derived.course.stages == (Stage(1000, 0, 0, 60), Stage(4000, 2, 120, 15), Stage(16000, 5, 165, 4))
+    assert (derived.steps, derived.steps_per_epoch, derived.last_batch) == (169, 60, 1000)
+    assert [derived.course.epoch(step) for step in (0, 119, 120, 135, 164, 165, 169)] == pytest.approx(
+        [0, 119 / 60, 2, 3, 2 + 44 / 15, 5, 6]
+    )
+    assert [derived.course.place(step) for step in (119, 120, 164, 165)] == [(1, 59), (2, 0), (4, 14), (5, 0)]
+    assert "growth   4,000 from epoch 2, 15 steps each; 16,000 from epoch 5, 4 steps each" in derived.lines()
+    assert derived.steps_by_batch() == [(120, 1000), (45, 4000), (4, 16000)]
+    assert derive(dataclasses.replace(derived.recipe, max_steps=130)).steps_by_batch() == [(120, 1000), (10, 4000), (0, 16000)]
+    # Learning rate and warmup are those of the first batch.
+    assert derived.scaled == derive(load("mnist-lstm", ["batch=1000", "epochs=6"])).scaled
+
+
+def test_the_rate_follows_the_epoch() -> None:
+    """Smith et al. 2018: the batch grows where the rate would have fallen; a decay beside it is by epochs as ever."""
+    words = ["batch=128", "scheme=none", "decay=multi-step", "decays.multi-step.milestones=[4, 8]"]
+    plain, grown = derive(load("mnist-lstm", words)), derive(load("mnist-lstm", [*words, "growth.epochs=[4, 8]"]))
+    for step in range(0, grown.steps, 7):
+        assert grown.lr(step) == plain.schedule(grown.course.epoch(step))
+
+
+def test_every_epoch_holds_every_sample_once() -> None:
+    batches, begins = [30, 60, 120], [0, 2, 3]
+    whole = steps.course(batches, begins, lambda batch: steps.shuffled(250, batch))
+    growing = order.Growing(whole, tuple(order.Shuffled(250, batch, 1) for batch in batches))
+    read: dict[int, list[np.ndarray]] = {}  # type: ignore[type-arg]
+    for number in range(whole.steps(5)):
+        epoch, step = growing.place(number)
+        read.setdefault(epoch, []).append(growing.items(epoch, step))
+    assert [len(read[epoch]) for epoch in range(5)] == [9, 9, 5, 3, 3]
+    for epoch, parts in read.items():
+        assert np.concatenate(parts).tolist() == order.epoch_order(250, 1, epoch).tolist()
+
+
+BAD = {
+    "falls": (["growth.epochs=[4, 2]"], "growth.epochs must rise"),
+    "twice": (["growth.epochs=[2, 2]"], "growth.epochs must rise"),
+    "at the start": (["growth.epochs=[0, 2]"], "from 1 on"),
+    "at the end": (["growth.epochs=[25]"], "below the run's 25"),
+    "not whole": (["growth.epochs=[1.5]"], "growth.epochs[0] must be a whole number"),
+    "no list": (["growth.epochs=3"], "growth.epochs must be a list"),
+    "shrinks": (["growth.epochs=[3]", "growth.factor=1"], "growth.factor must be at least 2"),
+    "too large": (["batch=20000", "growth.epochs=[3, 6]"], "batch 80000, grown 2 times by 2, is larger than"),
+    "a twin": (["growth.epochs=[3]", "twin=synthetic"], "one batch"),
+    "batch norm of a rank": (["growth.epochs=[3]", "options.batch_norm=rank"], "batch_norm=rank"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refused(name: str) -> None:
+    words, said = BAD[name]
+    with pytest.raises(InputError) as caught:
+        derive(load("mnist-lstm", words))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("stop", [13, 14, 16, 20])
+def test_a_resumed_run_is_the_uninterrupted_one(cli: Cli, arguments: list[str], tmp_path: Path, stop: int) -> None:
+    words = [*arguments, *GROWS, "epochs=5"]
+    assert cli("train", *words, "out=whole").returncode == 0
+    assert cli("train", *words, "out=parts", f"max_steps={stop}").returncode == 0
+    assert cli("train", *words, "out=parts").returncode == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    lines = runlog.read(tmp_path / "whole")
+    assert [(line["step"], line["epoch"]) for line in lines if line["event"] == "eval"] == [
+        (7, 1), (14, 2), (18, 3), (20, 4), (22, 5),
+    ]  # fmt: skip
+    assert [stage["batch"] for stage in lines[0]["derived"]["stages"]] == [48, 96, 192]
+
+
+def test_a_run_of_before_there_was_growth_goes_on(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    assert cli("train", *arguments, "out=r", "max_steps=3").returncode == 0
+    assert "growth" not in (tmp_path / "r" / "recipe.json").read_text()
+    assert cli("train", *arguments, *GROWS[1:], "out=r").returncode == 2
+
+
+def test_the_plan_counts_every_stage(cli: Cli) -> None:
+    """Cheaper than without growth, dearer than with the last batch throughout."""
+    hours = []
+    for words in (["batch=512"], ["batch=512", "growth.epochs=[30, 60]"], ["batch=2048"]):
+        done = cli("plan", "imagenet-resnet50", *words, "--machine", "skylake", "--nodes", "8", "--json")
+        hours.append(json.loads(done.stdout)["nodes"][0]["hours"]["likely"])
+    assert hours[0] > hours[1] > hours[2]
+
+
+@needs_mpi
+def test_two_ranks_compute_the_same(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("horovod")
+    words = [*arguments, *GROWS, "epochs=4", "solver=lars"]
+    assert cli("train", *words, "out=alone").returncode == 0
+    code, said = launch(2, [sys.executable, "-m", "legw_hpc", "train", *words, f"out={tmp_path / 'two'}"], timeout=90)
+    assert code == 0, said
+    mine, reference = weights(tmp_path / "two"), weights(tmp_path / "alone")
+    for name, expected in reference.items():
+        torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
