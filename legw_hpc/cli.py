@@ -6,8 +6,10 @@ Parsing imports nothing heavy, so `--help` and `plan` answer at once on a login 
 from __future__ import annotations
 
 import argparse
+import atexit
 import faulthandler
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,6 +25,9 @@ from legw_hpc.submit import command as submit_command
 
 # How long other ranks leave the word to rank 0 before they are connected (assumed: ranks start within this).
 GRACE_SECONDS = 10.0
+# MPI_Finalize, which comes after Python's end, waits for every rank, and no watchdog is left by then: the kernel's alarm
+# ends this process if it takes longer (assumed: all ranks have taken leave of each other before).
+LEAVE_SECONDS = 300
 
 EXAMPLES = """examples:
   legw-hpc data mnist --source DIR                       IDX files -> HDF5 shards in data/mnist
@@ -218,6 +223,8 @@ def _train(options: argparse.Namespace) -> None:
 
     recipe = load(options.recipe, options.overrides)
     derive(recipe)  # what is wrong with the numbers is said before torch and MPI start
+    if launched().size != 1:
+        atexit.register(signal.alarm, LEAVE_SECONDS)
     faulthandler.enable(2)  # on stderr: where a crash was, and which shard could not be read (data/shardfile.py)
 
     from legw_hpc.single_run import run

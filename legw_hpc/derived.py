@@ -65,7 +65,7 @@ class Derived:
             "lr": self.scaled.lr,
             "warmup": self.scaled.warmup,
             "warmup_epochs": self.scaled.warmup_epochs,
-            "warmup_steps": self.scaled.warmup_epochs * self.steps_per_epoch,
+            "warmup_steps": self.course.until(self.scaled.warmup_epochs),
             "explicit": list(self.explicit),
             "decay": self.recipe.decay,
             "epochs": self.recipe.epochs,
@@ -83,7 +83,7 @@ class Derived:
             warmup = "explicit"
         else:
             warmup = f"{recipe.scheme}; {base.warmup_epochs:g} at batch {base.batch}"
-        steps = now.warmup_epochs * self.steps_per_epoch
+        steps = self.course.until(now.warmup_epochs)
         tail = "" if self.last_batch == now.batch else f", the last of {self.last_batch:,} samples"
         grows = [f"{stage.batch:,} from epoch {stage.epoch}, {stage.per_epoch:,} steps each" for stage in self.course.stages[1:]]
         return [
@@ -108,7 +108,7 @@ def derive(recipe: Recipe) -> Derived:
     """
     samples = recipe.data.train_samples
     where = f"recipe {recipe.name}"
-    batches = [recipe.batch * recipe.growth.factor**i for i in range(len(recipe.growth.epochs) + 1)]
+    batches = recipe.batches
     if batches[-1] > samples:
         grown = f", grown {len(batches) - 1} times by {recipe.growth.factor}," if len(batches) > 1 else ""
         raise InputError(f"{where}: batch {batches[-1]}{grown} is larger than the training data, {samples} samples")

@@ -193,6 +193,11 @@ class Recipe:
         """The largest micro-batch: `micro_batch`, or what a measured one may come to."""
         return self.micro_batch or MOST_MEASURED
 
+    @property
+    def batches(self) -> list[int]:
+        """Of the run, in their order; one, unless the batch grows."""
+        return [self.batch * self.growth.factor**times for times in range(len(self.growth.epochs) + 1)]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the run log."""
         return dataclasses.asdict(self)

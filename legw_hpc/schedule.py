@@ -67,6 +67,8 @@ class MultiStep:
         _at_least_zero("factor", self.factor)
         if not isinstance(self.factors, tuple) or (self.factors and len(self.factors) != len(self.milestones)):
             raise ValueError(f"decay factors must be a list, one a milestone ({len(self.milestones)}), not {self.factors!r}")
+        if self.factors and list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"decay milestones must rise where each has a factor, not {list(self.milestones)}")
         for factor in self.factors:
             _at_least_zero("factors", factor)
 

@@ -10,6 +10,7 @@ from typing import Any
 from legw_hpc import runlog
 from legw_hpc.errors import InputError
 from legw_hpc.owner import last_beat
+from legw_hpc.steps import Course, Stage
 from legw_hpc.submit import record
 
 # Since its last sign of life a run may be this old: more than it takes to count as dead (owner.py), since
@@ -103,7 +104,7 @@ def status(folder: Path, now: float | None = None) -> Status:
         # A job that has printed and been silent since has been there, whatever the scheduler has forgotten.
         printed = any(job.output.exists() and now - job.output.stat().st_mtime >= ALIVE_SECONDS for job in submitted)
         state = STATES[_phase(jobs)][bool(log) or printed]
-    eta = (steps - at) * _samples_per_step(start) / rate if state == "running" and rate and steps else None
+    eta = _samples(start, at, steps) / rate if state == "running" and rate and steps else None
     shown = {k: v for k, v in evaluation.items() if k not in ("event", "time", "step", "epoch") and isinstance(v, int | float)}
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
     epoch = max(_number(step, "epoch"), _number(evaluation, "epoch"))
@@ -113,10 +114,14 @@ def status(folder: Path, now: float | None = None) -> Status:
     return Status(folder, state, at, steps, epoch, rate, eta, metrics, error, jobs)
 
 
-def _samples_per_step(start: dict[str, Any]) -> float:
-    """On average over the run; a step of a text trains on a window of each row."""
-    steps = _number(start, "derived", "steps")
-    return _number(start, "derived", "epochs") * _number(start, "derived", "train_samples") / steps if steps else 0.0
+def _samples(start: dict[str, Any], done: int, steps: int) -> float:
+    """From one step to another; a step of a text trains on a window of each row."""
+    per_epoch = int(_number(start, "derived", "steps_per_epoch"))
+    if not per_epoch:
+        return 0.0
+    stages = [Stage(**stage) for stage in start["derived"].get("stages", ())] or [Stage(0, 0, 0, per_epoch)]
+    course = Course(tuple(stages))
+    return (course.epoch(steps) - course.epoch(done)) * _number(start, "derived", "train_samples")
 
 
 def _number(line: dict[str, Any], *keys: str) -> float:

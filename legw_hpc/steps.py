@@ -56,6 +56,11 @@ class Course:
         stage = self.stage(step)
         return stage.epoch + (step - stage.step) / stage.per_epoch
 
+    def until(self, epoch: float) -> float:
+        """Steps, not rounded, to a fractional epoch."""
+        stage = next(stage for stage in reversed(self.stages) if epoch >= stage.epoch)
+        return stage.step + (epoch - stage.epoch) * stage.per_epoch
+
     def multiples(self, every: float, step: int) -> int:
         """How many multiples of so many epochs there are up to a step."""
         stage = self.stage(step)
@@ -63,8 +68,7 @@ class Course:
 
     def steps(self, epochs: float) -> int:
         """Of a run of so many epochs, which end in the last stage."""
-        last = self.stages[-1]
-        return last.step + round((epochs - last.epoch) * last.per_epoch)
+        return round(self.until(epochs))
 
 
 def course(batches: Sequence[int], begins: Sequence[int], per_epoch: Callable[[int], int]) -> Course:

@@ -155,7 +155,8 @@ class _Watch:
     def _mark(self, waits: bool) -> None:
         where = _where(next(_frames(self.main), None))
         with contextlib.suppress(Exception):  # what cannot be written is taken for stopped, and told as such
-            make_folder(self.folder, parents=self.fresh)  # else a run folder that is gone was removed, and stays so
+            make_folder(self.folder.parent, parents=self.fresh)  # else a run folder that is gone was removed, and stays so
+            make_folder(self.folder)
             with written_whole(self.folder / f"{self.comm.rank}.json") as path:
                 path.write_text(json.dumps({"waits": waits, "where": where}))
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -169,7 +171,9 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     threads = set_threads(recipe.threads, comm)
     augment.set_threads(recipe.input_threads or threads)
     precision, order = Precision(recipe.precision, device), _order(recipe, derived)
-    tuned = None if recipe.micro_batch else _tuned(recipe, comm, app, training, order, model, precision, device)
+    last = derived.course.stages[-1].epoch  # whose batch is the largest
+    items = order.items(last, 0)
+    tuned = None if recipe.micro_batch else _tuned(recipe, comm, app, training, items, model, precision, device)
     if tuned is not None:
         recipe = replace(recipe, micro_batch=tuned.micro_batch)
         derived = replace(derived, recipe=recipe)
@@ -186,15 +190,14 @@ def _not_finite(model: nn.Module) -> list[str]:
 
 
 def _tuned(
-    recipe: Recipe, comm: Comm, app: apps.Application, data: Shards, order: Order, model: nn.Module, precision: Precision,
-    device: torch.device,
+    recipe: Recipe, comm: Comm, app: apps.Application, data: Shards, items: NDArray[np.int64], model: nn.Module,
+    precision: Precision, device: torch.device,
 ) -> tuning.Tuned:  # fmt: skip
     """The micro-batch of the run that is gone on with, so that it goes on to the bit; else the fastest."""
     with comm.together():
         before = runlog.micro_batch(recipe.out_folder()) if comm.rank == 0 else None
     if before := comm.broadcast(before):
         return tuning.Tuned(before, {}, kept=True)
-    items = order.items(0, 0)
     mine = part(len(items), comm.rank, comm.size)
 
     def measure(size: int) -> float:
@@ -243,6 +246,11 @@ def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tu
         raise InputError(
             f"batch_norm=rank: a rank's {share} samples of batch {recipe.batch} must be one micro-batch, "
             f"micro_batch is {recipe.micro_batch}: more ranks, or micro_batch={share}"
+        )
+    if recipe.growth.epochs and recipe.normalised and recipe.options.get("batch_norm") != "sync" and share < recipe.micro_batch:
+        raise InputError(
+            f"growth.epochs: a rank's {share} samples of batch {recipe.batch} are less than micro_batch {recipe.micro_batch}; "
+            f"batch norm would be over more as the batch grows: fewer ranks, or micro_batch={share}"
         )
     training = Shards(recipe.data.folder(), "train")
     evaluated = tuple(Shards(training.folder, split) for split in app.splits)

@@ -91,8 +91,8 @@ def test_momentum_1_keeps_the_last_step_alone() -> None:
     torch.testing.assert_close(layer.running_var, micro_batches.var((1, 3, 4)).mean(0))
 
 
-@pytest.mark.parametrize("momentum", [0, -0.1, 1.1])
-def test_momentum_out_of_range(momentum: float) -> None:
+@pytest.mark.parametrize("momentum", [0, -0.1, 1.1, "x", True])
+def test_momentum_out_of_range(momentum: object) -> None:
     with pytest.raises(InputError, match="batch_norm_momentum must be above 0 and at most 1"):
         application("resnet20", batch_norm_momentum=momentum)
 

@@ -14,11 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legw_hpc import runlog, steps
+from legw_hpc.apps import application
 from legw_hpc.data import order
+from legw_hpc.data.sources import text
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
+from legw_hpc.owner import OWNER
 from legw_hpc.recipe import load
+from legw_hpc.status import status
 from legw_hpc.steps import Stage
+from legw_hpc.work import _open
+from tests import test_text
 from tests.conftest import Cli
 from tests.parallel.ranks import launch, needs_mpi
 from tests.test_run import assert_same_bits, weights
@@ -45,6 +51,7 @@ def test_the_stages_of_a_recipe() -> None:
     )
     assert [derived.course.place(step) for step in (119, 120, 164, 165)] == [(1, 59), (2, 0), (4, 14), (5, 0)]
     assert "growth   4,000 from epoch 2, 15 steps each; 16,000 from epoch 5, 4 steps each" in derived.lines()
+    assert [derived.course.until(epoch) for epoch in (0, 1.5, 2, 3, 5.5)] == [0, 90, 120, 135, 167]
     assert derived.steps_by_batch() == [(120, 1000), (45, 4000), (4, 16000)]
     assert derive(dataclasses.replace(derived.recipe, max_steps=130)).steps_by_batch() == [(120, 1000), (10, 4000), (0, 16000)]
     # Learning rate and warmup are those of the first batch.
@@ -121,6 +128,39 @@ def test_the_plan_counts_every_stage(cli: Cli) -> None:
         done = cli("plan", "imagenet-resnet50", *words, "--machine", "skylake", "--nodes", "8", "--json")
         hours.append(json.loads(done.stdout)["nodes"][0]["hours"]["likely"])
     assert hours[0] > hours[1] > hours[2]
+
+
+@pytest.fixture(scope="module")
+def words_of_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    text.convert(test_text.write(folder / "source"), folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.parametrize("stop", [11, 12, 13, 20])
+def test_a_language_model_starts_anew_with_more_rows(cli: Cli, words_of_text: Path, tmp_path: Path, stop: int) -> None:
+    """12 steps of 20 rows, then 5 of 40: what was carried for 20 rows ends with their epoch."""
+    words = test_text.training(words_of_text, **{"growth.epochs": "[1]", "epochs": 3, "options.dropout": 0.2})
+    assert cli("train", *words, "out=whole").returncode == 0
+    assert cli("train", *words, "out=parts", f"max_steps={stop}").returncode == 0
+    assert cli("train", *words, "out=parts").returncode == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    newest = torch.load(max((tmp_path / "whole" / "checkpoints").glob("*.pt")), weights_only=True)
+    assert (newest["step"], newest["carried"].shape[0]) == (22, 40)
+
+
+def test_batch_norm_is_over_the_same_group_all_along(cli: Cli, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a rank's 32 samples of batch 32 are less than micro_batch 64"):
+        _open(load("cifar10-smith-2018", ["batch=32"]), application("resnet20"), 1)
+
+
+def test_the_time_to_go_counts_the_steps_that_are_left(tmp_path: Path) -> None:
+    derived = derive(load("mnist-lstm", ["batch=1000", "epochs=6", "growth.epochs=[2, 5]", "growth.factor=4"]))
+    start = {"event": "start", "derived": derived.as_dict(), "recipe": {"max_steps": 0}}
+    lines = [start, {"event": "step", "step": 120, "samples_per_s": 1000.0}]
+    (tmp_path / OWNER).write_text("{}")
+    (tmp_path / runlog.LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert status(tmp_path).eta_seconds == pytest.approx(4 * 60000 / 1000)
 
 
 @needs_mpi

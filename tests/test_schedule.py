@@ -157,6 +157,7 @@ BAD = {
     "factor negative": lambda: MultiStep(factor=-1),
     "too few factors": lambda: MultiStep((30.0, 60.0), factors=(0.5,)),
     "factors not a list": lambda: decay_from("multi-step", factors=0.5),
+    "factors of milestones that fall": lambda: MultiStep((60.0, 30.0), factors=(0.5, 0.1)),
     "factor of a list negative": lambda: MultiStep((30.0,), factors=(-1.0,)),
     "factor NaN": lambda: Exponential(factor=math.nan),
     "milestones not a list": lambda: decay_from("multi-step", milestones=30),

@@ -17,7 +17,7 @@ from tests.conftest import Cli
 
 START = {
     "event": "start", "time": 1000.0, "recipe": {"max_steps": 0},
-    "derived": {"steps": 40, "steps_per_epoch": 10, "epochs": 4, "train_samples": 1000, "batch": 100},
+    "derived": {"steps": 40, "steps_per_epoch": 10, "train_samples": 1000, "batch": 100},
 }  # fmt: skip
 STEP = {"event": "step", "time": 1100.0, "step": 20, "epoch": 2.0, "loss": 1.0, "samples_per_s": 50.0}
 EVAL = {"event": "eval", "time": 1101.0, "step": 20, "epoch": 2.0, "accuracy": 91.234}

@@ -114,7 +114,8 @@ def _classifier(
     batch_norm_momentum: float,
 ) -> Application:
     check_options(classes=(classes, int, 1, 2**31), label_smoothing=(label_smoothing, (int, float), 0, 1))
-    if not 0 < batch_norm_momentum <= 1:
+    number = isinstance(batch_norm_momentum, int | float) and not isinstance(batch_norm_momentum, bool)
+    if not number or not 0 < batch_norm_momentum <= 1:
         raise ValueError(f"batch_norm_momentum must be above 0 and at most 1, not {batch_norm_momentum!r}")
 
     def network(model: nn.Module, images: Tensor) -> Tensor:

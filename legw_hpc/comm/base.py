@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import json
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +21,6 @@ _PIECE = 1 << 28  # bytes
 # Seconds that Open MPI's ranks wait before they abort (assumed: daemons tell of a death at once).  A rank whose peer was
 # killed may notice it before the launcher does, and its own abort would be all that is reported: no word of who died.
 ABORT_DELAY = "1"
-# MPI_Finalize, which comes after Python's end, waits for every rank, and no watchdog is left by then: the kernel's alarm
-# ends this process if it takes longer (assumed: all ranks have said goodbye to each other before).
-LEAVE_SECONDS = 300
 
 
 class Comm:
@@ -168,7 +163,6 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
             f"({error}): run `make setup`{way_out}"
         ) from None
     connected: Comm = kind(launch)
-    atexit.register(signal.alarm, LEAVE_SECONDS)
     return connected
 
 

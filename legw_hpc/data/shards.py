@@ -116,7 +116,10 @@ def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
     Raises:
         InputError: the first fault of any rank, on all.
     """
-    everyone = comm.gather(_copies(splits))
+    mine_is = ""
+    with comm.together():
+        mine_is = _copies(splits)
+    everyone = comm.gather(mine_is)
     peers = [rank for rank, theirs in enumerate(everyone) if theirs == everyone[comm.rank]]
     mine = [file for data in splits for file in data.files][peers.index(comm.rank) :: len(peers)]
     with comm.together():
@@ -132,4 +135,8 @@ def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
 def _copies(splits: tuple[Shards, ...]) -> str:
     """Which copies these are.  By change times, that no copying keeps: some network file systems number inodes anew."""
     files = [file.path.resolve() for data in splits for file in data.files]
-    return hashlib.sha256(repr([(str(path), path.stat().st_ctime_ns) for path in files]).encode()).hexdigest()
+    try:
+        times = [(str(path), path.stat().st_ctime_ns) for path in files]
+    except OSError as error:
+        raise InputError(f"{error.filename}: gone since it was opened: {error.strerror}") from None
+    return hashlib.sha256(repr(times).encode()).hexdigest()

@@ -30,6 +30,8 @@ def lines(forecast: Forecast, numbers: str) -> list[str]:
         made.append(
             f"Likely (best to worst).  Efficiency: samples/s a node beside those of {_nodes(forecast.base)}, also a forecast."
         )
+        if grown := recipe.growth.epochs:
+            made.append(f"Steps and samples/s are of the first batch, until epoch {grown[0]}; hours are of the whole run.")
         made.append("Left out: evaluations, checkpoints, waiting in the queue.")
         if recipe.options.get("batch_norm") == "sync":
             made.append("Left out too: with batch_norm=sync the ranks meet twice in every layer and micro-batch.")

@@ -192,6 +192,7 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
                 f"batch {batch} over {layout} is {samples} samples a rank, less than {want}, or micro_batch={samples}"
             )
         raise InputError(f"batch {batch} over {layout} is {samples} samples a rank, not a multiple of {want}")
+    samples = recipe.batches[-1] // ranks  # memory is wanted for the largest
     need = machine.ranks * rank_gb(recipe, samples)
     if need > machine.memory_gb:
         raise InputError(

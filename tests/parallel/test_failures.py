@@ -89,6 +89,7 @@ def test_a_stopped_rank_is_named_with_its_host_and_ends_the_others(
     os.kill(ranks_of(out)[stopped], signal.SIGSTOP)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_STALLED, said
+    assert re.findall(r"rank (\d) on \S+ does not answer", said) == [str(stopped)]
     assert f"rank {stopped} on {socket.gethostname()} does not answer" in said
     assert not ranks_of(out)
 
@@ -113,16 +114,6 @@ def test_ranks_that_all_hang_end(arguments: list[str], tmp_path: Path) -> None:
     assert re.search(rf"stalled: rank 0 on {socket.gethostname()} has not gone on for 14\.4 s: it is at work\.py:\d+", said), said
 
 
-STAYS_AT_THE_END = """
-import atexit, time
-from legw_hpc.comm import base, connect
-base.LEAVE_SECONDS = 3
-comm = connect()
-if comm.rank == 1:
-    atexit.register(time.sleep, 600)
-comm.close()
-"""
-
 STAYS = """
 import sys, time
 from legw_hpc.comm import Serial
@@ -142,25 +133,27 @@ def test_one_rank_alone_ends_if_it_does_not_go_on(how: str, code: int) -> None:
     assert ("has not gone on for 1 s" in done.stderr) == bool(code)
 
 
-def test_a_rank_that_comes_late_leaves_no_mark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [[], ["7.json"]], ids=["alone", "beside another job"])
+def test_a_rank_that_comes_late_leaves_no_mark(tmp_path: Path, others: list[str]) -> None:
     """A mark that stays would name the wrong rank at the next stall, or keep all from ending."""
-    other = tmp_path / STALLED / "another-job"
-    other.mkdir(parents=True)
-    (other / "7.json").write_text('{"waits": true, "where": "?"}')
+    for name in others:
+        folder = tmp_path / STALLED / "another-job"
+        folder.mkdir(parents=True)
+        (folder / name).write_text('{"waits": true, "where": "?"}')
     answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=6.0, late=8.0)
-    assert answers[1][0] == ["0.json", "1.json", "7.json"]
-    assert [after for _, after in answers] == [["7.json"], ["7.json"]]
+    assert answers[1][0] == ["0.json", "1.json", *others]
+    assert [after for _, after in answers] == [others, others]
     clear(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_rank_that_does_not_end_after_the_run_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_end_after_the_run_is_not_waited_for(arguments: list[str], tmp_path: Path) -> None:
     """MPI_Finalize, at the end of the process, waits for all ranks."""
-    (tmp_path / "program.py").write_text(STAYS_AT_THE_END)
-    began = time.monotonic()
-    code, said = launch(2, ["env", f"PYTHONPATH={ROOT}", sys.executable, str(tmp_path / "program.py")], timeout=60)
+    (tmp_path / "sitecustomize.py").write_text(STAYS_AT_THE_END)
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "max_steps=1", f"out={tmp_path / 'r'}"]
+    code, said = launch(2, words, timeout=90)
     assert code != 0
-    assert time.monotonic() - began < 30
+    assert runlog.read(tmp_path / "r")[-1]["status"] == "done"
     assert re.search(r"rank 0 .*exited on signal 14", " ".join(said.split())), said
 
 
@@ -191,6 +184,15 @@ import os, sys
 if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1" and "legw_hpc" in sys.argv + sys.orig_argv:
     import legw_hpc.data.order as order
     order.epoch_order = lambda samples, seed, epoch: 1 / 0
+"""
+
+STAYS_AT_THE_END = """
+import atexit, os, sys, time
+if "legw_hpc" in sys.argv + sys.orig_argv:
+    import legw_hpc.cli as cli
+    cli.LEAVE_SECONDS = 3 if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "0" else 0
+    if not cli.LEAVE_SECONDS:
+        atexit.register(time.sleep, 600)
 """
 
 HANGS = BUG.replace("import legw_hpc.data.order as order", "import time, legw_hpc.work as work").replace(
