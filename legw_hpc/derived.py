@@ -49,6 +49,10 @@ class Derived:
         """The learning rate of a step, counted from 0."""
         return self.schedule(self.course.epoch(step))
 
+    def where(self, done: int) -> str:
+        """Epoch and learning rate after so many steps, for a message."""
+        return f"epoch {self.course.epoch(done):.3f}, lr {self.lr(max(0, done - 1)):.6g}"
+
     def steps_by_batch(self) -> list[tuple[int, int]]:
         """(steps, batch) of each stage, up to `last`."""
         stages = self.course.stages

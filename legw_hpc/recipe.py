@@ -180,7 +180,7 @@ class Recipe:
         values = {key: getattr(self, key) for key in ("name", "batch", "scheme", "solver", "seed")}
         try:
             return Path(self.out.format(**values))
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise InputError(f"out={self.out}: knows {', '.join('{' + key + '}' for key in values)} only ({error!r})") from None
 
     @property
@@ -259,7 +259,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, or give the path of a .toml file"
         raise InputError(f"unknown recipe {name!r}: {hint}") from None
     values.setdefault("name", path.stem)
-    recipe: Recipe = strict.build(Recipe, values, f"recipe {path if name.endswith('.toml') else name}")
+    where = f"recipe {path if name.endswith('.toml') else name}"
+    if strict.depth(values) > strict.DEEPEST:
+        raise InputError(f"{where}: more than {strict.DEEPEST} tables within each other")
+    recipe: Recipe = strict.build(Recipe, values, where)
     if not recipe.batch:
         recipe = dataclasses.replace(recipe, batch=recipe.baseline.batch)
     _check(recipe)
@@ -324,6 +327,8 @@ def _check_growth(recipe: Recipe) -> None:
         raise InputError(
             f"recipe {recipe.name}: growth.epochs must rise, from 1 on and below the run's {recipe.epochs:g}, not {list(epochs)}"
         )
+    if recipe.batches[-1] >= 2**63:
+        raise InputError(f"recipe {recipe.name}: growth.factor {recipe.growth.factor}, {len(epochs)} times, outgrows any data")
     if recipe.twin != "none" or recipe.curvature_every:
         raise InputError(f"recipe {recipe.name}: growth.epochs: a twin and curvature_every are measured at one batch")
     if recipe.options.get("batch_norm") == "rank":

@@ -108,8 +108,13 @@ class RunFolder:
         if state is None:
             self.log.cut(0)
             return 0
-        for name, owner in parts.items():
-            owner.load_state_dict(state[name])
+        with self._comm.together():
+            try:
+                for name, owner in parts.items():
+                    owner.load_state_dict(state[name])
+            except (RuntimeError, KeyError, ValueError) as error:
+                why = " ".join(str(error).split())[:200]
+                raise InputError(f"{self.path}: its checkpoint is of another model or code than this: {why}") from None
         vars(timing).update(state["timing"])
         rows = state["carried"]
         if rows is not None:

@@ -115,7 +115,8 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
                 estimates += [at.noise] if at.noise else []
                 if every.line_due() or ends:
                     measured = noise.as_line(noise.mean(estimates)) if estimates else {}
-                    log.write("step", **_step_line(at, derived), **timing.line(logged), **measured)
+                    skipped = {"skipped": timing.skipped} if timing.skipped else {}
+                    log.write("step", **_step_line(at, derived), **skipped, **timing.line(logged), **measured)
                     logged, estimates = dataclasses.replace(timing), []
                 stops = at.stop and not ends  # its evaluation, which may take minutes, is made up for by the run that goes on
                 if recipe.evaluate and not stops and (every.evaluation_due(at.step) or ends):
@@ -137,6 +138,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     rate = timing.line(Timing())["samples_per_s"]
     seconds = round(timing.samples / rate, 3) if rate else 0.0
     result = {"status": "done", "metrics": metrics or {}, "steps": derived.last, "samples_per_s": rate, "seconds": seconds}
+    result |= {"skipped_steps": timing.skipped} if timing.skipped else {}
     result = dict(comm.broadcast(result))  # one clock, one result
     log.write("end", **result)
     return result
@@ -145,7 +147,8 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
 def _score(work: Work, step: int, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
     metrics = work.score()
     if not all(map(math.isfinite, metrics.values())):
-        raise Diverged(f"diverged: not finite after step {step}: {', '.join(f'{k} {v:g}' for k, v in metrics.items())}")
+        found = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+        raise Diverged(f"diverged: not finite after step {step} ({work.derived.where(step)}): {found}")
     epoch = round(work.derived.course.epoch(step), 4)
     log.write("eval", step=step, epoch=epoch, **metrics)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -230,8 +233,7 @@ def _code_before(run: Path) -> dict[str, Any]:
 
 def _step_line(at: Done, derived: Derived) -> dict[str, Any]:
     epoch = round(derived.course.epoch(at.step), 4)
-    line = {"step": at.step, "epoch": epoch, "lr": at.lr, "loss": at.loss, "gradient_norm": at.gradient_norm}
-    return line | ({"skipped": True} if at.skipped else {})
+    return {"step": at.step, "epoch": epoch, "lr": at.lr, "loss": at.loss, "gradient_norm": at.gradient_norm}
 
 
 @contextmanager

@@ -19,6 +19,9 @@ else:
     import tomli as tomllib
 
 
+DEEPEST = 20  # tables within each other; recipes have 3 (assumed)
+
+
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The tables of a TOML file, with overrides of dotted keys on top.
 
@@ -34,7 +37,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as TOML: {error}") from None
     for override in overrides:
         _override(values, override)
@@ -47,11 +50,13 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"{override!r}: expected key=value, such as batch=8192")
     try:
         value = tomllib.loads(f"x = {text}")["x"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         value = text
     if isinstance(value, datetime.date | datetime.time):  # walltime=12:00:00; no key here is a date
         value = text
     *tables, last = key.split(".")
+    if len(tables) > DEEPEST:
+        raise InputError(f"override {override[:60]!r}...: {len(tables)} tables within each other are more than {DEEPEST}")
     for table in tables:
         below = values.setdefault(table, {})
         if not isinstance(below, dict):
@@ -99,6 +104,8 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         if value is None:  # of a log; TOML has none
             return None
         kind = next(option for option in get_args(kind) if option is not type(None))
+    if isinstance(value, int) and abs(value) >= 2**63:  # the range of TOML's and of every counter here
+        raise InputError(f"{where}: {key} must be below 2**63, not a number of {value.bit_length()} bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     plain = get_origin(kind) or kind
@@ -108,6 +115,15 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list"}
         raise InputError(f"{where}: {key} must be {words.get(plain, 'a table')}, not {value!r}")
     return value
+
+
+def depth(values: Any) -> int:
+    """Of tables and lists within each other; not recursive, as what is too deep for that is asked."""
+    level, here = 0, [values]
+    while here := [inner for outer in here for inner in (outer.values() if isinstance(outer, Mapping) else outer)]:
+        here = [value for value in here if isinstance(value, Mapping | list)]
+        level += 1
+    return level
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

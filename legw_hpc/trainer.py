@@ -65,12 +65,13 @@ class FlatGradients:
 
 @dataclass
 class Timing:
-    """Seconds of training so far, by what they went to, and the samples trained on.
+    """Seconds of training so far, by what they went to, the samples trained on, and the steps without an update (`Done.skipped`).
 
     Evaluations and checkpoints, which happen between steps, and probes are not in it.
     """
 
     samples: int = 0
+    skipped: int = 0
     input: float = 0.0
     compute: float = 0.0
     exchange: float = 0.0
@@ -189,7 +190,8 @@ def train(
         norm = torch.linalg.vector_norm(flat.gradients)
         loss_now, stop, save, spread, norm_now = torch.cat([flat.tail, norm[None]]).tolist()
         finite = math.isfinite(loss_now) and math.isfinite(norm_now)
-        update = precision.keep(finite)
+        # fp16's scale is not in the loss, so a loss that is no number is not its fault.
+        update = precision.keep(finite) or not math.isfinite(loss_now)
         if update and not finite:
             epoch = derived.course.epoch(step.number)
             raise Diverged(
@@ -207,6 +209,7 @@ def train(
                 module.fold(step.samples)
         end = clock()
         timing.samples += step.samples
+        timing.skipped += not update
         timing.input += waited
         timing.compute += computed - start - waited
         timing.exchange += exchanged - computed

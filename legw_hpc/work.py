@@ -95,7 +95,7 @@ class Work:
         mine = [name for name in _not_finite(self.model) if name not in self.infinite]
         for names in self.comm.gather(mine[:1]):  # a model's buffers, other than its weights, may differ between ranks
             if names:
-                raise Diverged(f"diverged: {names[0]} is not finite after step {step}")
+                raise Diverged(f"diverged: {names[0]} is not finite after step {step} ({self.derived.where(step)})")
 
     def train(
         self,

@@ -200,10 +200,20 @@ BAD = [
     (["batch=60000", "epochs=0.4", "scheme=none"], ["0.4", "no step"]),
     (["decay=multi-step", "decays.multi-step.factor=-1"], ["factor", "-1"]),
     (["=8"], ["key=value"]),
+    (["batch=" + "9" * 400], ["batch", "2**63"]),
+    (["epochs=" + "9" * 400], ["epochs", "2**63"]),
+    (["seed=-" + "9" * 400], ["seed", "2**63"]),
+    (["growth.epochs=[" + "9" * 400 + "]"], ["growth.epochs[0]", "2**63"]),
+    ([f"growth.epochs={list(range(1, 25))}", f"growth.factor={9 * 10**18}"], ["growth.factor", "24 times"]),
+    (["options.x=" + "[" * 60 + "]" * 60], ["20 tables"]),
+    (["options.x=" + "{a=" * 60 + "1" + "}" * 60], ["20 tables"]),
+    (["options." + "a." * 1500 + "b=1"], ["1501 tables", "20"]),
+    (["out={name.x}"], ["out={name.x}"]),
+    (["out={seed[0]}"], ["out={seed[0]}"]),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "words"), BAD, ids=lambda value: " ".join(map(str, value)))
+@pytest.mark.parametrize(("overrides", "words"), BAD, ids=lambda value: " ".join(map(str, value))[:60])
 def test_refused_in_one_line(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         derive(load("mnist-lstm", overrides))

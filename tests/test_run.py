@@ -189,7 +189,10 @@ def test_a_result_that_is_not_finite_is_a_divergence(
 ) -> None:
     monkeypatch.setattr("legw_hpc.work.Work.score", lambda work: {"accuracy": 10.0, "loss": float("nan")})
     done = cli("train", *arguments, "out=r", "max_steps=3")
-    assert (done.returncode, "not finite after step 3: accuracy 10, loss nan" in done.stderr) == (3, True)
+    assert (done.returncode, "not finite after step 3 (epoch 0.750, lr 0.0866025): accuracy 10, loss nan" in done.stderr) == (
+        3,
+        True,
+    )
     assert runlog.read(tmp_path / "r")[-1]["status"] == "diverged"
 
 

@@ -166,7 +166,7 @@ def test_reduced_precision_stays_near(shards: Path, precision: str, tolerance: f
 def test_an_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
     net = nn.Linear(1, 1, bias=False)
     app = dataclasses.replace(APP, loss=lambda m, carried, x: (0.1 * m(x).float().sum(), None))
-    steps = iter(Step(i, False, 1, iter([(torch.tensor([[x]]),)])) for i, x in enumerate((0.1, 1e38, 0.1)))
+    steps = iter(Step(i, False, 1, iter([(torch.tensor([[x]]),)])) for i, x in enumerate((0.1, 1e3, 0.1)))
     state = fresh("fp16")
     before = net.weight.item()
     done = []
@@ -178,6 +178,17 @@ def test_an_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
     assert weights[0] == before  # learning rate 0 at the first step of a warmup
     assert weights[1] == weights[0] != weights[2]
     assert state["precision"].scale == FIRST_SCALE / 2
+    assert state["timing"].skipped == 1
     copy = Precision("fp16", CPU)
     copy.load_state_dict(state["precision"].state_dict())
     assert copy.state_dict() == state["precision"].state_dict()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_no_overflow_of_the_scale(precision: str, value: float) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    app = dataclasses.replace(APP, loss=lambda m, carried, x: (m(x).float().sum() * value, None))
+    steps = iter([Step(0, False, 1, iter([(torch.tensor([[0.1]]),)]))])
+    with pytest.raises(Diverged, match="diverged at step 0"):
+        next(train(app, net, torch.optim.SGD(net.parameters(), 0.1), steps, derived(), Serial(), **fresh(precision)))

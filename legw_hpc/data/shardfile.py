@@ -43,9 +43,12 @@ class ShardFile:
 
     def __init__(self, path: Path, split: str, shard: Shard, fields: Mapping[str, Field]):
         self.path, self.shard, self.fields = path, shard, fields
-        if not path.is_file():
-            raise InputError(f"{path}: this shard is missing; the index names it")
-        self._stamp = _stamp(path)  # before it is read
+        try:
+            if not path.is_file():
+                raise InputError(f"{path}: this shard is missing; the index names it")
+            self._stamp = _stamp(path)  # before it is read
+        except OSError as error:
+            raise InputError(f"{path}: cannot be looked at: {error.strerror}") from None
         if shard.header is not None:
             header.compare(path, shard.header)
         self.datasets: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -40,7 +41,8 @@ def stage(source: Path, to: Path) -> bool:
         verify(to)
     except (OSError, InputError) as error:
         text = f"{source}: no whole copy in {to}: {error}"
-        (to / BROKEN).touch()  # even a full disk has room for a name
+        with contextlib.suppress(OSError):  # even a full disk has room for a name, most often
+            (to / BROKEN).touch()
         raise InputError(text) from None
     (to / WHOLE).touch()
     return True
