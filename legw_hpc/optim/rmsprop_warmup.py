@@ -1,4 +1,4 @@
-"""RMSprop that turns into momentum SGD in the course of a few epochs: Akiba, Suzuki and Fukuda 2017 (arXiv:1711.04325).
+"""RMSprop that turns into momentum SGD in the course of a few epochs, after Akiba, Suzuki and Fukuda 2017 (arXiv:1711.04325).
 
     d = g + wd w
     s = rho s + (1 - rho) d**2
