@@ -116,10 +116,9 @@ def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
     Raises:
         InputError: the first fault of any rank, on all.
     """
-    mine_is = ""
     with comm.together():
-        mine_is = _copies(splits)
-    everyone = comm.gather(mine_is)
+        copies = _copies(splits)
+    everyone = comm.gather(copies)
     peers = [rank for rank, theirs in enumerate(everyone) if theirs == everyone[comm.rank]]
     mine = [file for data in splits for file in data.files][peers.index(comm.rank) :: len(peers)]
     with comm.together():
