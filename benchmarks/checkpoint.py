@@ -31,8 +31,7 @@ def cases(bench: Bench) -> Outcome:
     def save() -> None:
         nonlocal step
         step += 1
-        work.check_data()
-        work.check_finite(step)
+        work.check(step)
         folder.save(step, work.parts, timing, [])
 
     def newest() -> Path:

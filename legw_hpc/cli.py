@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from legw_hpc import errors
+from legw_hpc import errors, startup
 from legw_hpc.data import command as data_command
 from legw_hpc.launcher import alone, launched
 from legw_hpc.paper import command as paper_command
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     train = command(
         "train", "train a recipe on the ranks that the launcher started",
         "  mpirun -np 2 legw-hpc train mnist-lstm batch=8192\n"
-        "  srun --mpi=pmix legw-hpc train mnist-lstm batch=8192 out=runs/first\n"
+        "  srun --mpi=pmix --wait=20 legw-hpc train mnist-lstm batch=8192 out=runs/first\n"
         "  legw-hpc train mnist-lstm-sample epochs=2              one rank\n"
         "The same command again goes on from the last checkpoint.",
     )  # fmt: skip
@@ -226,8 +226,8 @@ def _train(options: argparse.Namespace) -> None:
     if launched().size != 1:
         atexit.register(signal.alarm, LEAVE_SECONDS)
     faulthandler.enable(2)  # on stderr: where a crash was, and which shard could not be read (data/shardfile.py)
-
-    from legw_hpc.single_run import run
+    with startup.limited(startup.TIMES * 60 * recipe.stall_minutes, "imported torch"):
+        from legw_hpc.single_run import run
 
     result = run(recipe)
     if launched().rank == 0:

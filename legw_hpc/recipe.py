@@ -136,7 +136,7 @@ class Recipe:
         log_every: seconds between lines of the run log.
         noise_scale: log the gradient noise scale (noise.py), on 2 ranks or more; a pass over the gradient a step.
         stall_minutes: that a rank waits for the others in one exchange before the run is ended; three times as many at one
-            place without a micro-batch; 0 is for ever.
+            place without a micro-batch, twelve times before the first; 0 is for ever.
     """
 
     name: str

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from legw_hpc import installed, noise, runlog, watchdog
+from legw_hpc import installed, noise, runlog, startup, watchdog
+from legw_hpc.agreement import begin_alike
 from legw_hpc.comm import Comm, connect
 from legw_hpc.derived import Derived
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
@@ -49,14 +50,17 @@ def run(recipe: Recipe) -> dict[str, Any]:
         Interrupted: a signal came; there is a checkpoint.
     """
     with _stop_signals() as stopped:
-        comm = connect(recipe.comm)
-        with not_for_ever(comm, 2 * PREPARING * 60 * recipe.stall_minutes):
+        long = startup.TIMES * 60 * recipe.stall_minutes
+        with startup.limited(long and long + startup.CONNECT_SECONDS, "met the other ranks"):
+            comm = connect(recipe.comm)
+        with not_for_ever(comm, long):
             return _run(recipe, comm, stopped)
 
 
 def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]:
     stalled = 60 * recipe.stall_minutes
     try:
+        begin_alike(comm, recipe)  # before anything that ranks with other recipes would do otherwise
         with watching(recipe.out_folder(), comm, PREPARING * stalled):
             work = prepare(recipe, comm)
         with RunFolder(work.recipe, work.data, comm) as folder:
@@ -122,8 +126,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
                 if recipe.evaluate and not stops and (every.evaluation_due(at.step) or ends):
                     metrics = _score(work, at.step, log, progress)
                 if at.save or at.stop or ends or every.checkpoint_due(at.step):
-                    work.check_data()
-                    work.check_finite(at.step)
+                    work.check(at.step)
                     folder.save(at.step, work.parts, timing, carried)
                     every.checkpointed()
                 if stops:

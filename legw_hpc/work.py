@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from legw_hpc import apps, runlog, strict, tuning, twins
+from legw_hpc import apps, runlog, tuning, twins
+from legw_hpc.agreement import data_digest, learn_alike, stay_alike
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
@@ -31,9 +30,6 @@ from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import Precision
 from legw_hpc.recipe import Recipe
 from legw_hpc.trainer import Done, Timing, evaluate, train
-
-# Keys of a recipe that each rank may have its own value of: node-local copies, cores.
-OWN_KEYS = ("data.dir", "out", "threads", "input_threads")
 
 
 @dataclass(frozen=True)
@@ -71,31 +67,29 @@ class Work:
     @property
     def data(self) -> str:
         """A digest of the data's checksums: two runs on the same data agree on it."""
-        return _data_digest(self.training)
+        return data_digest(self.training)
 
-    def check_data(self) -> None:
-        """Before a checkpoint: nothing that was trained on other data than at the start is to be kept; a collective.
+    def check(self, step: int) -> None:
+        """Before a checkpoint, which takes the place of a good one: is all of this worth keeping; a collective.
+
+        Args:
+            step: optimizer steps done.
 
         Raises:
-            InputError: names the shard; on every rank.
+            InputError: a shard is another than at the start, or the ranks' states differ; on every rank.
+            Diverged: a weight, a statistic or the optimizer's memory of them is not finite; on every rank.
         """
         with self.comm.together():
             files = [file for data in (self.training, *self.evaluated) for file in data.files]
             for file in files[self.comm.local_rank :: self.comm.local_size]:  # a node may have a copy of its own
                 file.check_unchanged()
-
-    def check_finite(self, step: int) -> None:
-        """Before a checkpoint: the last good one is not to make room for weights that are none; a collective.
-
-        Batch norm's running variance may be infinite while all outputs are finite.
-
-        Raises:
-            Diverged: on every rank.
-        """
-        mine = [name for name in _not_finite(self.model) if name not in self.infinite]
+        # Batch norm's running variance may be infinite while all outputs are finite.
+        mine = [name for name in _not_finite(_tensors(self.model, self.optimizer)) if name not in self.infinite]
         for names in self.comm.gather(mine[:1]):  # a model's buffers, other than its weights, may differ between ranks
             if names:
                 raise Diverged(f"diverged: {names[0]} is not finite after step {step} ({self.derived.where(step)})")
+        if self.recipe.twin != "no-exchange":  # whose ranks train alone
+            stay_alike(self.comm, _tensors(self.model, self.optimizer), step)
 
     def train(
         self,
@@ -165,7 +159,7 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         torch.manual_seed(recipe.seed)
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
-    _agree(comm, recipe, training, model)
+    learn_alike(comm, training, model)
     check_distinct(device, comm)
     synchronise(model, comm.sum_)
     threads = set_threads(recipe.threads, comm)
@@ -177,15 +171,25 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     if tuned is not None:
         recipe = replace(recipe, micro_batch=tuned.micro_batch)
         derived = replace(derived, recipe=recipe)
-    infinite = frozenset(_not_finite(model)) - dict(model.named_parameters()).keys()
+    infinite = frozenset(_not_finite(_tensors(model))) - dict(model.named_parameters()).keys()
     return Work(
         recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, order, tuned, infinite
     )
 
 
-def _not_finite(model: nn.Module) -> list[str]:
-    """Names of the tensors of a model's state that hold a value which is no number."""
-    tensors = [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+def _tensors(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[tuple[str, Tensor]]:
+    """All that a model's state holds, and what an optimizer keeps of its weights; named."""
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            yield name, value
+    for name, weight in model.named_parameters():
+        for what, value in (optimizer.state.get(weight, {}) if optimizer else {}).items():
+            if isinstance(value, Tensor):
+                yield f"{what} of {name}", value
+
+
+def _not_finite(tensors: Iterator[tuple[str, Tensor]]) -> list[str]:
+    """The names of those that hold a value which is no number."""
     return [name for name, value in tensors if value.is_floating_point() and not torch.isfinite(value).all()]
 
 
@@ -271,43 +275,3 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         return solver(recipe.solver, groups, recipe.baseline.lr, **recipe.solvers.get(recipe.solver, {}))
     except (ValueError, TypeError) as error:
         raise InputError(f"recipe {recipe.name}: {error}") from None
-
-
-def _agree(comm: Comm, recipe: Recipe, data: Shards, model: nn.Module) -> None:
-    """Stop unless all ranks have the same recipe, code, data and first weights.
-
-    Raises:
-        InputError: names the field and two ranks that differ.
-    """
-    weights = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    recipe_keys = strict.flatten(recipe.as_dict())
-    mine = {
-        # All that a rank's course depends on, whether or not it changes the result: invariant 5.
-        "recipe": {key: value for key, value in recipe_keys.items() if key not in OWN_KEYS},
-        "versions": runlog.versions(),
-        "code": {"digest": runlog.code(*apps.sources(recipe.application))},
-        "data": {"digest": _data_digest(data)},
-        "initial weights": {"digest": weights.hexdigest()},
-    }
-    everyone = comm.gather({f"{about}/{key}": repr(value) for about, values in mine.items() for key, value in values.items()})
-    for rank, theirs in enumerate(everyone):
-        for name in [*everyone[0], *(theirs.keys() - everyone[0].keys())]:
-            if theirs.get(name) != everyone[0].get(name):
-                about, _, key = name.partition("/")
-                here, there = (str(values.get(name)).strip("'")[:80] for values in (theirs, everyone[0]))
-                raise InputError(f"rank {rank} has other {about} than rank 0: {key} {here} against {there}", agreed=True)
-
-
-def _data_digest(data: Shards) -> str:
-    """Of all splits; headers left out, as files of the same samples may differ in them."""
-    splits = json.loads(json.dumps(data.index["splits"]))
-    for entry in splits.values():
-        for shard in entry["shards"]:
-            shard.pop("header", None)
-    return _digest(splits)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from legw_hpc import apps, runlog
+from legw_hpc.agreement import _sum_of_bits, stay_alike
 from legw_hpc.comm import Serial
-from legw_hpc.errors import Diverged
+from legw_hpc.errors import Diverged, InputError
 from legw_hpc.recipe import load
 from legw_hpc.runfolder import _all_rows
+from legw_hpc.trainer import Timing
 from legw_hpc.work import prepare
 from tests.conftest import Cli
 from tests.test_run import assert_same_bits
@@ -246,21 +248,33 @@ def test_statistics_that_are_not_finite_are_never_kept(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(apps, "application", application)
     work = prepare(load("mnist-lstm", arguments[1:]), Serial())
-    work.check_finite(3)
+    work.check(3)
     work.model.norm.running_var[1] = torch.inf
     with pytest.raises(Diverged, match=r"^diverged: norm\.running_var is not finite after step 3 \(epoch .*, lr .*\)$"):
-        work.check_finite(3)
+        work.check(3)
+
+
+def test_momentum_that_is_not_finite_is_never_kept(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights would be at the next step; the last good checkpoint would be gone by then."""
+    monkeypatch.chdir(tmp_path)
+    work = prepare(load("mnist-lstm", arguments[1:]), Serial())
+    next(work.train(0, Timing(), []))
+    work.check(1)
+    name, weight = next(iter(work.model.named_parameters()))
+    work.optimizer.state[weight]["momentum_buffer"].view(-1)[0] = torch.inf
+    with pytest.raises(Diverged, match=rf"^diverged: momentum_buffer of {name} is not finite after step 1 "):
+        work.check(1)
 
 
 class AnotherRank(Serial):
-    """Rank 0 of two, the other of which finds what it is given."""
+    """Rank 0 of ten, of which rank 3 and those from 5 on answer what they make of rank 0's word."""
 
-    def __init__(self, theirs: Any):
+    def __init__(self, answer: Callable[[Any], Any]):
         super().__init__()
-        self.theirs, self.size = theirs, 2
+        self.answer, self.size = answer, 10
 
     def gather(self, value: Any) -> list[Any]:
-        return [value, self.theirs]
+        return [self.answer(value) if rank == 3 or rank > 4 else value for rank in range(self.size)]
 
 
 def test_what_one_rank_alone_finds_not_finite_ends_all(
@@ -270,4 +284,30 @@ def test_what_one_rank_alone_finds_not_finite_ends_all(
     monkeypatch.chdir(tmp_path)
     work = prepare(load("mnist-lstm", arguments[1:]), Serial())
     with pytest.raises(Diverged, match="norm is not finite"):
-        dataclasses.replace(work, comm=AnotherRank(["norm"])).check_finite(3)
+        dataclasses.replace(work, comm=AnotherRank(lambda value: ["norm"] if value == [] else value)).check(3)
+
+
+def test_ranks_whose_weights_differ_are_named(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit of one weight, as a memory that fails flips it."""
+    monkeypatch.chdir(tmp_path)
+    work = prepare(load("mnist-lstm", arguments[1:]), Serial())
+    name = list(work.model.state_dict())[2]
+
+    def other(value: Any) -> Any:
+        if isinstance(value, str):
+            return value[::-1]
+        return value | {name: value[name] + 1} if isinstance(value, dict) else value
+
+    with pytest.raises(InputError, match=rf"^after step 3 {name} of ranks 3, 5, 6, 7, 8, 9 is not that of rank 0"):
+        dataclasses.replace(work, comm=AnotherRank(other)).check(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_a_bit_that_flips_shows(dtype: torch.dtype) -> None:
+    values = (torch.arange(24.0) % 5).to(dtype).view(2, 3, 4)
+    other = values.clone()
+    other.view(-1).view(torch.uint8)[7] ^= 1
+    alike = [(f"{i}", tensor) for i, tensor in enumerate([values, torch.tensor(1.0), torch.empty(0)])]
+    stay_alike(AnotherRank(lambda value: value), alike, 1)
+    assert _sum_of_bits(values) != _sum_of_bits(other)
+    assert _sum_of_bits(values) == _sum_of_bits(values.transpose(0, 2).contiguous().transpose(0, 2))

@@ -81,7 +81,7 @@ def disagree(arguments: list[str]) -> dict[str, str]:
     """What a run says where rank 1 has something of its own, by what that is."""
     from unittest.mock import patch
 
-    from legw_hpc import runlog, work
+    from legw_hpc import agreement, runlog
     from legw_hpc.launcher import launched
     from legw_hpc.single_run import run
 
@@ -90,10 +90,11 @@ def disagree(arguments: list[str]) -> dict[str, str]:
     changed: dict[str, Any] = {
         "code": patch.object(runlog, "code", lambda *more: "other"),
         "versions": patch.object(runlog, "versions", lambda: {"torch": "1.0"}),
-        "data": patch.object(work, "_data_digest", lambda data: "other"),
+        "data": patch.object(agreement, "data_digest", lambda data: "other"),
         "initial weights": patch.object(torch, "manual_seed", lambda number: seed(number + 1)),
         "recipe": ["seed=2"],
         "recipe, but no result": ["max_steps=7"],
+        "recipe, as to who waits": ["stall_minutes=0"],
     }
     said = {}
     for about, change in changed.items():
@@ -161,6 +162,31 @@ def nan_on_one_rank(arguments: list[str], rank: int, step: int) -> str:
     try:
         run(load(arguments[0], arguments[1:]))
     except Diverged as error:
+        return str(error)
+    return "trained"
+
+
+def learns_alone(arguments: list[str]) -> str:
+    """What a run says whose model remembers what its own rank has seen, as torch's batch norm does."""
+    from legw_hpc import apps
+    from legw_hpc.errors import InputError
+    from legw_hpc.single_run import run
+
+    app = apps.application("mnist-lstm")
+
+    def model() -> torch.nn.Module:
+        made = app.model()
+        made.register_buffer("seen", torch.zeros(()))
+        return made
+
+    def loss(model: torch.nn.Module, carried: None, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        model.seen += images.mean()
+        return app.loss(model, carried, images, labels)
+
+    apps.APPLICATIONS["mnist-lstm"] = lambda: dataclasses.replace(app, model=model, loss=loss)
+    try:
+        run(load(arguments[0], arguments[1:]))
+    except InputError as error:
         return str(error)
     return "trained"
 

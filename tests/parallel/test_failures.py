@@ -105,6 +105,19 @@ def test_a_rank_that_stops_before_the_first_step_is_named(arguments: list[str], 
     assert code == 0, said
 
 
+def test_a_rank_whose_imports_hang_is_named(arguments: list[str], tmp_path: Path) -> None:
+    """The file system that holds Python, on one node; the other rank waits in MPI_Init by then."""
+    hangs = HANGS.replace("import time, legw_hpc.work as work", "import time, legw_hpc.launcher as launcher")
+    hangs = hangs[: hangs.index("    work.")] + IMPORTS
+    (tmp_path / "sitecustomize.py").write_text(hangs)
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.025", f"out={tmp_path / 'r'}"]
+    code, said = launch(2, words, timeout=90)
+    assert code == EXIT_STALLED, said
+    told = rf"^legw-hpc: stalled: rank 1 on {socket.gethostname()} has not imported torch within 18 s: it is at .*sitecustomize"
+    assert re.search(told, said, re.M), said
+    assert said.count("has not") == 1
+
+
 def test_ranks_that_all_hang_end(arguments: list[str], tmp_path: Path) -> None:
     """The file system of every rank: nobody waits for another."""
     (tmp_path / "sitecustomize.py").write_text(HANGS.replace('== "1"', "is not None"))
@@ -184,6 +197,14 @@ import os, sys
 if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1" and "legw_hpc" in sys.argv + sys.orig_argv:
     import legw_hpc.data.order as order
     order.epoch_order = lambda samples, seed, epoch: 1 / 0
+"""
+
+IMPORTS = """
+    class Hangs:
+        def find_spec(name, path, target=None):
+            if name == "torch":
+                time.sleep(600)
+    sys.meta_path.insert(0, Hangs)
 """
 
 STAYS_AT_THE_END = """

@@ -147,6 +147,7 @@ def test_a_twin_without_exchange_trains_each_rank_alone(arguments: list[str], tm
 DISAGREE = {
     "recipe": "recipe than rank 0: seed 2 against 1",
     "recipe, but no result": "recipe than rank 0: max_steps 7 against 8",
+    "recipe, as to who waits": "recipe than rank 0: stall_minutes 0.0 against 5.0",
     "code": "code than rank 0: digest other against",
     "versions": "versions than rank 0: python None against 3.",
     "data": "data than rank 0: digest other against",
@@ -161,6 +162,14 @@ def test_ranks_that_disagree_are_named(arguments: list[str], tmp_path: Path) -> 
     for about, words in DISAGREE.items():
         assert f"rank 1 has other {words}" in first[about]
     assert not (tmp_path / "r").exists()
+
+
+def test_what_a_rank_learns_alone_is_never_kept(arguments: list[str], tmp_path: Path) -> None:
+    """Evaluation and resume would be by rank 0's part of the samples."""
+    answers = on_ranks(3, "programs:learns_alone", arguments=[*arguments, "checkpoint.every_steps=5", f"out={tmp_path / 'r'}"])
+    assert len(set(answers)) == 1
+    assert answers[0].startswith("after step 5 seen of ranks 1, 2 is not that of rank 0"), answers[0]
+    assert not (tmp_path / "r" / "checkpoints").exists()
 
 
 def test_a_loss_that_is_no_number_on_one_rank_stops_all_at_that_step(arguments: list[str], tmp_path: Path) -> None:

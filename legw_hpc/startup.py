@@ -1,0 +1,65 @@
+"""Ends a rank that does not come to its first collective.
+
+Until the ranks are connected no watchdog can be: a rank whose imports hang on a file system leaves all others in MPI_Init,
+for as long as the allocation lasts.  So the kernel's timer runs while a rank imports, and again while it connects.
+Nothing heavy is imported here: this is what watches that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from legw_hpc.errors import EXIT_STALLED
+from legw_hpc.launcher import launched
+
+# A rank that imports may take so many times `stall_minutes`, like one that prepares its data (assumed).
+TIMES = 12.0
+# Longer for those that wait for the others to come: the one that hangs is the first to end, and is named (assumed).
+CONNECT_SECONDS = 60.0
+# A library that is being loaded, and MPI_Init, let no Python run; so much later a thread in C ends them (assumed).
+HARD_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def limited(seconds: float, what: str) -> Iterator[None]:
+    """End this process if the block takes longer; one rank alone has nobody who waits.
+
+    With EXIT_STALLED and a line that names rank and host where Python still runs, else with 1 and a dump of all threads.
+
+    Args:
+        seconds: 0 is no limit.
+        what: it has not done, for the message.
+    """
+    here = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    if not seconds or launched().size == 1 or not here:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        at = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "?"
+        print(
+            f"legw-hpc: stalled: rank {launched().rank} on {socket.gethostname()} has not {what} within {seconds:g} s: it is "
+            f"at {at}. Nothing is changed: the same command starts again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_STALLED)
+
+    before: Any = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + HARD_SECONDS, exit=True, file=2)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
