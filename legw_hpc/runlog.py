@@ -63,9 +63,10 @@ class RunLog:
     def cut(self, position: int) -> None:
         """Forget what was logged after a checkpoint that the run goes on from."""
         if self._file is not None:
-            end = min(position, self._file.seek(0, os.SEEK_END))  # a crashed node may have lost the tail
-            self._file.truncate(end)
-            self._file.seek(end)
+            with self._writing():
+                end = min(position, self._file.seek(0, os.SEEK_END))  # a crashed node may have lost the tail
+                self._file.truncate(end)
+                self._file.seek(end)
 
     def sync(self) -> None:
         """Make what is written last."""

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from legw_hpc.comm import Serial
-from legw_hpc.data import reading
+from legw_hpc.data import reading, shardfile
 from legw_hpc.data.shards import Shards, _copies, verify, verify_together
 from legw_hpc.errors import InputError
 from tests.test_run import wait_for_steps
@@ -73,6 +73,50 @@ def test_a_read_error_is_tried_again_and_then_named(
         with pytest.raises(InputError, match=r"train-00000\.h5: bytes \d+ to \d+ cannot be read, tried 4 times: Input/output"):
             data.take(field, np.array([3]))
     assert waits == [1.0, 2.0, 4.0][: min(failures, 3)]
+
+
+@pytest.mark.parametrize("survived", [True, False])
+def test_a_read_error_within_hdf5_is_tried_again_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: bool
+) -> None:
+    """A compressed dataset that is too large to keep; its file's descriptor is closed under HDF5."""
+    made = samples(20)
+    write(tmp_path / "d", made, compress=4)
+    monkeypatch.setattr(shardfile, "KEEP_BYTES", 0)
+    data = Shards(tmp_path / "d", "train")
+    there = data.files[0].datasets["image"].file.id.get_vfd_handle()
+    aside, waits = os.dup(there), list[float]()
+    os.close(there)
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if survived:
+            os.dup2(aside, there)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    try:
+        if survived:
+            np.testing.assert_array_equal(data.take("image", np.array([3, 1])), made["image"][[3, 1]])
+        else:
+            with pytest.raises(InputError, match=r"train-00000\.h5: /image cannot be read, tried 4 times: .*Bad file descr"):
+                data.take("image", np.array([3]))
+    finally:
+        os.dup2(aside, there)  # for HDF5 to close
+        os.close(aside)
+    assert waits == ([1.0] if survived else [1.0, 2.0, 4.0])
+
+
+def test_a_damaged_chunk_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d", samples(20), compress=4)
+    monkeypatch.setattr(shardfile, "KEEP_BYTES", 0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    data = Shards(tmp_path / "d", "train")
+    chunk = data.files[0].datasets["image"].id.get_chunk_info(0)
+    with open(tmp_path / "d" / "train-00000.h5", "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(bytes(chunk.size))
+    with pytest.raises(InputError, match=r"train-00000\.h5: /image cannot be read: "):
+        data.take("image", np.array([3]))
 
 
 @pytest.mark.parametrize("dataset", ["jpeg/bytes", "image"])

@@ -5,12 +5,41 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from legw_hpc.errors import InputError
 
 TRIES = 4
 WAIT_SECONDS = 1.0  # before the second try, twice as long before each after it (assumed: servers fail over in seconds)
+
+
+Read = TypeVar("Read")
+
+
+def tried(read: Callable[[], Read], what: str, again: Callable[[], None] = lambda: None) -> Read:
+    """What a read gives, tried again a few times where the system says that it failed.
+
+    Args:
+        read: raises OSError; one of HDF5 counts where its text has the system's error number, else the file is damaged.
+        what: is read, for the message.
+        again: called before each try but the first.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    for number in range(1, TRIES + 1):
+        try:
+            return read()
+        except OSError as error:
+            why = " ".join((error.strerror or str(error)).split())  # HDF5 has line ends in it
+            if error.errno is None and "errno" not in why:
+                raise InputError(f"{what} cannot be read: {why}") from None
+        if number < TRIES:
+            time.sleep(WAIT_SECONDS * 2 ** (number - 1))
+            again()
+    raise InputError(f"{what} cannot be read, tried {TRIES} times: {why}")
 
 
 class Reader:
@@ -33,15 +62,7 @@ class Reader:
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes from `start` to before `end`."""
-        for tried in range(1, TRIES + 1):
-            try:
-                return self._read(start, end)
-            except OSError as error:
-                why = error.strerror
-            if tried < TRIES:
-                time.sleep(WAIT_SECONDS * 2 ** (tried - 1))
-                self._open_again()
-        raise InputError(f"{self.path}: bytes {start} to {end} cannot be read, tried {TRIES} times: {why}")
+        return tried(lambda: self._read(start, end), f"{self.path}: bytes {start} to {end}", self._open_again)
 
     def _read(self, start: int, end: int) -> bytes:
         pieces = []

@@ -8,6 +8,7 @@ too, through h5py.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from legw_hpc.data import header
 from legw_hpc.data.format import FORMAT, VERSION, Field, Shard, check_labels, expected_datasets, sha256
 from legw_hpc.data.mapped import Mapped
-from legw_hpc.data.reading import Reader
+from legw_hpc.data.reading import Reader, tried
 from legw_hpc.errors import InputError
 
 # A compressed dataset up to this size is decompressed once and kept (assumed: small beside a node's
@@ -96,10 +97,7 @@ class ShardFile:
         for name, values in self.datasets.items():
             rows = 0 if isinstance(values, np.ndarray) else max(1, KEEP_BYTES * len(values) // max(1, values.nbytes))
             wanted = self.shard.sha256.get(name, "nothing")
-            try:
-                found = _named(sha256, self.path)(values, rows)
-            except OSError as error:
-                raise InputError(f"{self.path}: {name} cannot be read: {error}") from None
+            found = tried(functools.partial(_named(sha256, self.path), values, rows), f"{self.path}: {name}")
             if found != wanted:
                 raise InputError(f"{self.path}: {name} is damaged: SHA-256 {found[:16]}..., the index says {wanted[:16]}...")
             if name.endswith("/offsets"):
@@ -148,10 +146,7 @@ def _array(path: Path, dataset: h5py.Dataset, packed: bool) -> Any:
             return _Packed(path, offset, len(dataset))
         return Mapped(path, offset, dataset.shape, dataset.dtype)
     if dataset.nbytes <= KEEP_BYTES:
-        try:
-            return dataset[...]
-        except OSError as error:
-            raise InputError(f"{path}: {dataset.name} cannot be read: {error}") from None
+        return tried(lambda: dataset[...], f"{path}: {dataset.name}")
     return dataset
 
 
@@ -199,7 +194,7 @@ def _take(values: Any, samples: NDArray[np.int64]) -> Any:
     if isinstance(values, np.ndarray):
         return np.take(values, samples, axis=0)
     unique, back = np.unique(samples, return_inverse=True)  # h5py wants rising indices
-    return values[unique][back]
+    return tried(lambda: values[unique], f"{values.file.filename}: {values.name}")[back]
 
 
 def _named(function: Any, path: Path) -> Any:
