@@ -6,6 +6,8 @@ A life is one run of one subject on so many ranks, from its first step to its la
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -19,12 +21,14 @@ from random import Random
 
 import torch
 
+from legw_hpc import runlog
 from legw_hpc.errors import EXIT_DONE, EXIT_INPUT
 from tests.faults.job import END_SECONDS, Hang, Job, Missed
 from tests.faults.kinds import KINDS, MOUNTED, Fault
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS, Subject
 
 START_SECONDS = 120.0  # to a step, and to the end of a run that nothing disturbs
+FIRST_START_SECONDS = 5.0  # about what a start takes, until one has been seen
 DISK_BYTES = 64 << 20
 
 
@@ -69,6 +73,7 @@ def campaign(
     tallies = {kind: Tally() for kind in KINDS}
     left_out: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="legw-faults-") as top:
+        lives = [(name, ranks, sorted(kinds, key=lambda kind: KINDS[kind].moment != "first")) for name, ranks, kinds in lives]
         references: dict[tuple[str, int], str] = {}
         for number, (name, ranks, kinds) in enumerate(lives):
             subject, place = SUBJECTS[name], Path(top) / f"life{number}"
@@ -94,15 +99,18 @@ def _undisturbed(subject: Subject, ranks: int, place: Path) -> str:
     try:
         code = job.ended(START_SECONDS)
         assert code == EXIT_DONE, job.said()
-        return weights(job)
+        return results(job)
     finally:
         job.clear()
 
 
-def weights(job: Job) -> str:
-    """A digest of all that a run's last checkpoint holds of model, optimizer and carried state."""
+def results(job: Job) -> str:
+    """A digest of all that a run's last checkpoint holds of model, optimizer and carried state, and of all metrics in its log."""
     state = torch.load(job.newest(), weights_only=True)
     digest = hashlib.sha256(str(state["step"]).encode())
+    for line in runlog.read(job.out):
+        if line["event"] == "eval":
+            digest.update(json.dumps({key: value for key, value in line.items() if key != "time"}).encode())
     for name in ("model", "optimizer", "carried"):
         for tensor in _tensors(state[name]):
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -124,37 +132,42 @@ def _live(
     subject: Subject, ranks: int, place: Path, kinds: Sequence[str], reference: str, random: Random, tallies: Tallies
 ) -> None:
     struck: list[str] = []
-    job = Job(ranks, subject.words, place)
+    job, started = Job(ranks, subject.words, place), FIRST_START_SECONDS
     try:
         for i, kind in enumerate(kinds):
-            tally = tallies[kind]
+            fault, tally = KINDS[kind], tallies[kind]
             # From after the second checkpoint on: some faults damage the newest, and one must be left.
             first = 2 * CHECKPOINT_STEPS + 1
             begin, end = (first + (subject.steps - first) * part // (len(kinds) + 1) for part in (i, i + 1))
-            if not job.reaches(random.randrange(begin, end), START_SECONDS):
+            if fault.moment != "first" and not job.reaches(random.randrange(begin, end), START_SECONDS):
                 tally.missed += 1
                 continue
             try:
-                job = _struck(job, subject, ranks, place, KINDS[kind], random, tally)
+                if fault.moment == "start":
+                    KINDS["a rank killed"].strike(job, random)
+                    job.ended(END_SECONDS)
+                    job = job.again()
+                    time.sleep(random.uniform(0, started))
+                job, started = _struck(job, fault, random, tally)
                 struck.append(kind)
             except Missed:
                 tally.missed += 1
             except Hang as error:
                 tally.hung.append(str(error))
                 job.clear()
-                job = Job(ranks, subject.words, place)
+                job = job.again()
             except AssertionError as error:
                 tally.wrong.append(f"{subject.name}, {ranks} ranks: {error}")
                 job.clear()
                 return
         code = job.ended(START_SECONDS)  # of what is left of the run
-        same = code == EXIT_DONE and weights(job) == reference
+        same = code == EXIT_DONE and results(job) == reference
         for kind in struck:
             tallies[kind].survived += same
         if not same:
             why = f"{subject.name}, {ranks} ranks, after {', '.join(struck)}: "
             tallies[kinds[-1]].wrong.append(
-                why + ("other weights" if code == EXIT_DONE else f"ended with {code}: {job.said()[-1500:]}")
+                why + ("other weights or metrics" if code == EXIT_DONE else f"ended with {code}: {job.said()[-1500:]}")
             )
     except Hang as error:
         tallies[kinds[-1]].hung.append(str(error))
@@ -162,39 +175,38 @@ def _live(
         job.clear()
 
 
-def _struck(job: Job, subject: Subject, ranks: int, place: Path, fault: Fault, random: Random, tally: Tally) -> Job:
-    """The job that goes on after a fault."""
-    fault.strike(job, random)
+def _struck(job: Job, fault: Fault, random: Random, tally: Tally) -> tuple[Job, float]:
+    """The job that goes on after a fault, and the seconds that its start took."""
+    said = fault.strike(job, random)
     tally.tried += 1
     struck = time.monotonic()
     code = job.ended(END_SECONDS + STALL_SECONDS)
     tally.seconds.append(time.monotonic() - struck)
     assert code in fault.ends if fault.ends else code != EXIT_DONE, f"ended with {code}, not {fault.ends}: {job.said()[-1500:]}"
-    assert fault.said in job.said(), f"it did not say {fault.said!r}: {job.said()[-1500:]}"
+    assert re.search(said, " ".join(job.said().split())), f"it did not say {said!r}: {job.said()[-1500:]}"
     with fault.damaged(job, random):
         before = job.step()
         if fault.refused:
-            refused = Job(ranks, subject.words, place)
+            refused = job.again()
             assert refused.ended(START_SECONDS) == EXIT_INPUT, f"not refused: {refused.said()[-1500:]}"
             assert fault.refused in refused.said(), f"{fault.refused!r} is not named: {refused.said()[-1500:]}"
         else:
-            job = _again(subject, ranks, place)
+            job, started = _again(job)
     if fault.refused:
-        job = _again(subject, ranks, place)
+        job, started = _again(job)
     assert fault.told in job.said(), f"it did not say {fault.told!r}: {job.said()[-1500:]}"
     tally.lost.append(before - job.resumed())
-    return job
+    return job, started
 
 
-def _again(subject: Subject, ranks: int, place: Path) -> Job:
-    """The same command, seen to go on."""
-    job = Job(ranks, subject.words, place)
-    until = time.monotonic() + START_SECONDS
+def _again(job: Job) -> tuple[Job, float]:
+    """The same command, seen to go on; and after how many seconds."""
+    job, began = job.again(), time.monotonic()
     while job.runs() and job.resumed() < 0:
-        if time.monotonic() > until:
+        if time.monotonic() - began > START_SECONDS:
             raise Hang(f"no start after a fault within {START_SECONDS:g} s:\n{job.said()[-2000:]}")
         time.sleep(0.01)
-    return job
+    return job, time.monotonic() - began
 
 
 @contextmanager
@@ -225,6 +237,8 @@ def table(tallies: Tallies, left_out: Sequence[str]) -> str:
     tried, survived = sum(t.tried for t in every), sum(t.survived for t in every)
     hung, wrong = sum(len(t.hung) for t in every), sum(len(t.wrong) for t in every)
     lines += ["", f"{tried} faults tried, {survived} survived, {hung} hangs, {wrong} wrong results."]
+    if missed := sum(t.missed for t in every):
+        lines += [f"{missed} more came too late: the run had ended."]
     lines += [f"Not tried here: {', '.join(left_out)}."] if left_out else []
     return "\n".join(lines) + "\n"
 

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from legw_hpc import runlog
 from legw_hpc.launcher import local_ranks
@@ -19,6 +20,8 @@ from tests.parallel.ranks import ROOT, ranks_of
 
 # A rank that dies must end all of them within this (a stopped one: after the recipe's limit).
 END_SECONDS = 30.0
+# The recipe's eval_every.
+EVALUATE_EPOCHS = 2
 TAIL_BYTES = 4096
 POLL_SECONDS = 0.005
 
@@ -41,6 +44,7 @@ class Job:
     """
 
     def __init__(self, ranks: int, words: Sequence[str], place: Path):
+        self.size, self._words, self.place = ranks, words, place
         self.out, self.data, self.ballast = place / "run", place / "data", place / "ballast"
         self._said = place.with_name(f"{place.name}.said")  # beside, not on a disk that is to be full
         command, environment = local_ranks(ranks)
@@ -50,6 +54,10 @@ class Job:
                 [*command, *train], env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT,
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
+
+    def again(self) -> Job:
+        """The same command once more."""
+        return Job(self.size, self._words, self.place)
 
     def runs(self) -> bool:
         return self.process.poll() is None
@@ -61,19 +69,26 @@ class Job:
     def said(self) -> str:
         return self._said.read_text(errors="replace")
 
-    def step(self) -> int:
-        """The last step of the log; 0 before there is one."""
+    def latest(self) -> Iterator[dict[str, Any]]:
+        """The lines at the end of the log, the last one first."""
         try:
             with (self.out / runlog.LOG).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
                 lines = file.read().splitlines()
         except OSError:
-            return 0
+            return
         for line in reversed(lines):
             with contextlib.suppress(ValueError):
-                if step := json.loads(line).get("step"):
-                    return int(step)
-        return 0
+                yield json.loads(line)
+
+    def step(self) -> int:
+        """The last step of the log; 0 before there is one."""
+        return next((int(line["step"]) for line in self.latest() if line.get("step")), 0)
+
+    def evaluates(self) -> bool:
+        """Has a step been logged after which an evaluation is due, and not yet its metrics."""
+        line = next(self.latest(), {})
+        return line.get("event") == "step" and line["epoch"] % EVALUATE_EPOCHS == 0
 
     def resumed(self) -> int:
         """The step that this start has gone on from, by its own word; -1 before it has said so."""

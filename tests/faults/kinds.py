@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +14,12 @@ from pathlib import Path
 from random import Random
 
 from legw_hpc.errors import EXIT_INPUT, EXIT_RESUME, EXIT_STALLED
-from tests.faults.job import Hang, Job, Missed
+from tests.faults.job import POLL_SECONDS, Hang, Job, Missed
+from tests.faults.subjects import CHECKPOINT_STEPS
 
-# Seconds that a strike waits for a checkpoint to begin.
-CHECKPOINT_SECONDS = 30.0
+# Seconds that a strike waits for its moment, and for all ranks to be there.
+MOMENT_SECONDS = 60.0
+RANKS_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -23,62 +27,116 @@ class Fault:
     """One kind.
 
     Attributes:
-        strike: on a job that trains.
+        strike: on a job that trains; what it must say then, as a regular expression ("" is anything).
         ends: the exit codes that the job may have; none is any but 0.
-        said: what it must have said.
         damage: to its files once it has ended; undone when the context ends.
         refused: what a start must say while the damage is there; "" is a start that goes on.
         told: what the start after it must say.
+        moment: "" is a random step after the second checkpoint; "first" before or in the first one, which the strike waits
+            for; "start" within the time that the last start took.
     """
 
-    strike: Callable[[Job, Random], None]
+    strike: Callable[[Job, Random], str]
     ends: tuple[int, ...] = ()
-    said: str = ""
     damage: Callable[[Job, Random], Iterator[None]] | None = None
     refused: str = ""
     told: str = ""
+    moment: str = ""
 
     @contextmanager
     def damaged(self, job: Job, random: Random) -> Iterator[None]:
         yield from self.damage(job, random) if self.damage else [None]
 
 
-def _kill_a_rank(job: Job, random: Random) -> None:
-    os.kill(random.choice(job.ranks()), signal.SIGKILL)
-
-
-def _kill_in_a_checkpoint(job: Job, random: Random) -> None:
-    """Rank 0, while the file that it writes aside is there."""
-    writer, folder = job.ranks()[0], job.out / "checkpoints"
-    until = time.monotonic() + CHECKPOINT_SECONDS
-    while not (folder.is_dir() and any(name.endswith(".part") for name in os.listdir(folder))):
+def _a_rank(job: Job, random: Random) -> tuple[int, int]:
+    """Its number and that of its process."""
+    until = time.monotonic() + RANKS_SECONDS
+    while len(ranks := job.ranks()) < job.size:  # they begin and end one after the other
         if not job.runs():
             raise Missed
         if time.monotonic() > until:
-            raise Hang(f"no checkpoint was begun within {CHECKPOINT_SECONDS:g} s")
-    os.kill(writer, signal.SIGKILL)
+            raise Hang(f"{len(ranks)} of {job.size} ranks after {RANKS_SECONDS:g} s")
+        time.sleep(POLL_SECONDS)
+    rank = random.randrange(job.size)
+    return rank, ranks[rank]
 
 
-def _kill_the_launcher(job: Job, random: Random) -> None:
+def _kill(rank: int, process: int) -> str:
+    """SIGKILL, of which the launcher tells the rank and the host."""
+    os.kill(process, signal.SIGKILL)
+    return rf"rank {rank} .{{0,40}} on node {re.escape(socket.gethostname())} exited on signal 9"
+
+
+def _kill_a_rank(job: Job, random: Random) -> str:
+    return _kill(*_a_rank(job, random))
+
+
+def _kill_a_rank_that_starts(job: Job, random: Random) -> str:
+    """Open MPI does not name a rank that has not yet called MPI_Init."""
+    _kill_a_rank(job, random)
+    return ""
+
+
+def _kill_in_a_checkpoint(job: Job, random: Random) -> str:
+    """Rank 0, while the file that it writes aside is there."""
+    _a_rank(job, random)  # all are there
+    writer, folder = job.ranks()[0], job.out / "checkpoints"
+    _await(job, lambda: folder.is_dir() and any(name.endswith(".part") for name in os.listdir(folder)))
+    return _kill(0, writer)
+
+
+def _kill_before_a_checkpoint(job: Job, random: Random) -> str:
+    """At a step before the first one."""
+    step, victim = random.randrange(1, CHECKPOINT_STEPS), _a_rank(job, random)
+    _await(job, lambda: job.step() >= step)
+    return _kill(*victim)
+
+
+def _kill_in_an_evaluation(job: Job, random: Random) -> str:
+    victim = _a_rank(job, random)
+    _await(job, job.evaluates)
+    return _kill(*victim)
+
+
+def _await(job: Job, come: Callable[[], bool]) -> None:
+    until = time.monotonic() + MOMENT_SECONDS
+    while not come():
+        if not job.runs():
+            raise Missed
+        if time.monotonic() > until:
+            raise Hang(f"the moment for a fault has not come within {MOMENT_SECONDS:g} s:\n{job.said()[-2000:]}")
+
+
+def _kill_the_launcher(job: Job, random: Random) -> str:
     os.kill(job.process.pid, signal.SIGKILL)
+    return ""
 
 
-def _tell_a_rank(job: Job, random: Random) -> None:
-    os.kill(random.choice(job.ranks()), random.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]))
+def _tell_a_rank(job: Job, random: Random) -> str:
+    os.kill(_a_rank(job, random)[1], random.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]))
+    return "stopped by a signal after step"
 
 
-def _stop_a_rank(job: Job, random: Random) -> None:
-    os.kill(random.choice(job.ranks()), signal.SIGSTOP)
+def _tell_a_rank_that_starts(job: Job, random: Random) -> str:
+    """It dies of it, or stops at its first step."""
+    _tell_a_rank(job, random)
+    return ""
 
 
-def _fill_the_disk(job: Job, random: Random) -> None:
+def _stop_a_rank(job: Job, random: Random) -> str:
+    rank, process = _a_rank(job, random)
+    os.kill(process, signal.SIGSTOP)
+    return rf"stalled for [\d.]+ s: rank {rank} on {re.escape(socket.gethostname())} does not answer\. "
+
+
+def _fill_the_disk(job: Job, random: Random) -> str:
     """The job's folder is a file system of its own (campaign.py)."""
     with open(job.ballast, "wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(1 << 16))
         except OSError:
-            pass
+            return "No space left"
 
 
 def _room_again(job: Job, random: Random) -> Iterator[None]:
@@ -86,8 +144,9 @@ def _room_again(job: Job, random: Random) -> Iterator[None]:
     yield
 
 
-def _move_the_folder(job: Job, random: Random) -> None:
+def _move_the_folder(job: Job, random: Random) -> str:
     job.out.rename(_aside(job))
+    return "No such file or directory"
 
 
 def _folder_again(job: Job, random: Random) -> Iterator[None]:
@@ -131,12 +190,17 @@ def _flip(path: Path, random: Random, place: tuple[int, int] | None = None) -> t
 
 KINDS = {
     "a rank killed": Fault(_kill_a_rank),
+    "a rank killed as it starts or resumes": Fault(_kill_a_rank_that_starts, moment="start"),
+    "a rank killed before the first checkpoint": Fault(_kill_before_a_checkpoint, moment="first"),
+    "rank 0 killed in the first checkpoint": Fault(_kill_in_a_checkpoint, moment="first"),
     "rank 0 killed in a checkpoint": Fault(_kill_in_a_checkpoint),
+    "a rank killed in an evaluation": Fault(_kill_in_an_evaluation),
     "mpirun killed": Fault(_kill_the_launcher),
-    "a signal to a rank": Fault(_tell_a_rank, (EXIT_RESUME,), "stopped by a signal after step"),
-    "a rank stopped": Fault(_stop_a_rank, (EXIT_STALLED,), "does not answer"),
-    "disk full": Fault(_fill_the_disk, (EXIT_INPUT,), "No space left", _room_again),
-    "run folder removed": Fault(_move_the_folder, (EXIT_INPUT,), "No such file or directory", _folder_again),
+    "a signal to a rank": Fault(_tell_a_rank, (EXIT_RESUME,)),
+    "a signal to a rank that starts or resumes": Fault(_tell_a_rank_that_starts, moment="start"),
+    "a rank stopped": Fault(_stop_a_rank, (EXIT_STALLED,)),
+    "disk full": Fault(_fill_the_disk, (EXIT_INPUT,), damage=_room_again),
+    "run folder removed": Fault(_move_the_folder, (EXIT_INPUT,), damage=_folder_again),
     "checkpoint torn": Fault(_kill_a_rank, damage=_tear_the_checkpoint, told="damaged"),
     "bit of a checkpoint flipped": Fault(_kill_a_rank, damage=_flip_in_the_checkpoint, told="damaged"),
     "bit of a shard flipped": Fault(_kill_a_rank, damage=_flip_in_a_shard, refused="train-0"),

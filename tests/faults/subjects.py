@@ -7,6 +7,7 @@ from pathlib import Path
 
 from legw_hpc.data.sources import synthetic, text
 from tests import test_text
+from tests.faults.job import EVALUATE_EPOCHS
 
 # Steps between checkpoints: few enough that a fault often comes while one is written.
 CHECKPOINT_STEPS = 7
@@ -15,7 +16,7 @@ STALL_SECONDS = 6.0
 
 COMMON = [
     "threads=1", f"checkpoint.every_steps={CHECKPOINT_STEPS}", "checkpoint.every_minutes=0", "checkpoint.keep=3",
-    "log_every=0.0001", f"stall_minutes={STALL_SECONDS / 60}", "eval_every=1000",
+    "log_every=0.0001", f"stall_minutes={STALL_SECONDS / 60}", f"eval_every={EVALUATE_EPOCHS}",
 ]  # fmt: skip
 
 
