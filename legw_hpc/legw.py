@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass
 
 SCALINGS = ("none", "linear", "sqrt")
-WARMUPS = ("none", "constant", "gradual", "legw")
+WARMUPS = ("none", "constant", "gradual", "from-baseline", "legw")
 
 # Goyal et al. 2017 § 2.2, and the paper's "previous tuning" (Figure 1): five epochs, whatever the batch.
 FIXED_WARMUP_EPOCHS = 5.0
@@ -70,7 +70,7 @@ class Scaled:
         k: B / B0.
         lr: the peak learning rate.
         warmup: the shape of the warmup: "none", "constant" (the baseline's rate, then the peak at
-            once) or "gradual" (linear from 0 to the peak).
+            once), "gradual" (linear from 0 to the peak) or "from-baseline" (linear from the baseline's rate).
         warmup_epochs: its length.
     """
 
@@ -102,7 +102,7 @@ def scale(
         batch: B, samples per step over all ranks.
         scheme: a name in SCHEMES, or "scaling+warmup" with names from SCALINGS and WARMUPS.
         fixed_warmup_epochs: the length of the warmups that do not depend on the batch
-            ("constant", "gradual").
+            ("constant", "gradual", "from-baseline").
 
     Raises:
         ValueError: a batch below 1 or an unknown scheme.
@@ -115,6 +115,7 @@ def scale(
         "none": 0.0,
         "constant": fixed_warmup_epochs,
         "gradual": fixed_warmup_epochs,
+        "from-baseline": fixed_warmup_epochs,
         "legw": k * baseline.warmup_epochs,
     }[warmup]
     shape = "gradual" if warmup == "legw" else warmup

@@ -32,9 +32,9 @@ def constant(lr: float) -> Schedule:
     return lambda epoch: lr
 
 
-def gradual(peak: float, length: float) -> Schedule:
-    """Linear from 0 to the peak over `length` epochs (Goyal et al. 2017 § 2.2; paper § 3.1)."""
-    return lambda epoch: peak * epoch / length
+def gradual(peak: float, length: float, start: float = 0.0) -> Schedule:
+    """Linear to the peak over `length` epochs: from 0 (paper § 3.1), or from the baseline's rate (Goyal et al. 2017 § 2.2)."""
+    return lambda epoch: start + (peak - start) * epoch / length
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,11 @@ def build(
     Args:
         peak: the learning rate that the warmup reaches, scaled for the batch.
         epochs: the length of the run.
-        warmup: "none", "constant" (`warmup_lr` until `warmup_epochs`) or "gradual".
+        warmup: "none", "constant" (`warmup_lr` until `warmup_epochs`), "gradual" (from 0) or "from-baseline" (from `warmup_lr`).
         warmup_epochs: its length.
         decay: what follows; it counts epochs from the start of training, as its baseline did.
-        warmup_lr: the rate of a constant warmup (the baseline's own, Goyal et al. 2017 § 2.2).
+        warmup_lr: the baseline's own rate, of a warmup that keeps it or begins there (Goyal et al. 2017 § 2.2); by default the
+            peak.
 
     Raises:
         ValueError: values that make no schedule, such as a warmup longer than the run.
@@ -203,6 +204,9 @@ def build(
         return after
     if warmup == "gradual":
         return join(gradual(peak, warmup_epochs), warmup_epochs, after)
+    base = peak if warmup_lr is None else warmup_lr
+    if warmup == "from-baseline":
+        return join(gradual(peak, warmup_epochs, base), warmup_epochs, after)
     if warmup == "constant":
-        return join(constant(peak if warmup_lr is None else warmup_lr), warmup_epochs, after)
-    raise ValueError(f"unknown warmup {warmup!r}: none, constant or gradual")
+        return join(constant(base), warmup_epochs, after)
+    raise ValueError(f"unknown warmup {warmup!r}: none, constant, gradual or from-baseline")

@@ -92,7 +92,7 @@ def test_there_and_back(base: Baseline, batch: int) -> None:
 def test_every_pair_of_rules(scaling: str, warmup: str) -> None:
     scaled = scale(Baseline(100, 0.5, 0.25), 400, f"{scaling}+{warmup}", fixed_warmup_epochs=3)
     assert scaled.lr == 0.5 * {"none": 1, "linear": 4, "sqrt": 2}[scaling]
-    assert scaled.warmup_epochs == {"none": 0, "constant": 3, "gradual": 3, "legw": 1}[warmup]
+    assert scaled.warmup_epochs == {"none": 0, "constant": 3, "gradual": 3, "from-baseline": 3, "legw": 1}[warmup]
     assert scaled.warmup == {"legw": "gradual"}.get(warmup, warmup)
 
 

@@ -124,6 +124,14 @@ def test_constant_warmup_is_the_baseline_rate() -> None:
     assert (schedule(0), schedule(4.99), schedule(5), schedule(9)) == (0.1, 0.1, 0.8, 0.8)
 
 
+def test_a_warmup_from_the_baseline_rate() -> None:
+    """Goyal et al. 2017 § 2.2: at 8,192 from 0.1 to 3.2 by a constant amount an iteration; in the recipe too."""
+    schedule = build(3.2, 90, "from-baseline", 5, MultiStep(), warmup_lr=0.1)
+    assert [schedule(epoch) for epoch in (0, 2.5, 5, 30)] == pytest.approx([0.1, 1.65, 3.2, 0.32])
+    recipe = derive(load("imagenet-goyal-2017", ["batch=8192"])).schedule
+    assert all(recipe(epoch / 4) == schedule(epoch / 4) for epoch in range(361))
+
+
 decays = st.sampled_from([Constant(), MultiStep((3, 6)), Exponential(2), Poly(), Poly(1.0, "warmup")])
 
 
