@@ -21,8 +21,8 @@ from legw_hpc.data.shards import Shards
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import Recipe
 
-# Keys of a recipe that each rank may have its own value of: node-local copies, cores.
-OWN_KEYS = ("data.dir", "out", "threads", "input_threads")
+# Keys of a recipe that each rank may have its own value of: node-local copies, threads that decode.
+OWN_KEYS = ("data.dir", "out", "input_threads")
 NAMED = 8  # ranks in a message
 
 

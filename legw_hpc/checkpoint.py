@@ -9,9 +9,11 @@ Rank 0 writes and reads, and hands the bytes to the others, so the folder may be
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import io
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 
 from legw_hpc.comm import Comm
 from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.data.reading import tried
 from legw_hpc.errors import InputError
 
 VERSION = 2
@@ -42,8 +45,8 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     buffer = io.BytesIO()
     torch.save({"version": VERSION, "step": step, **state}, buffer)
     data = buffer.getbuffer()
-    for torn in folder.glob(".step-*.part"):  # of a run that was killed while it wrote
-        torn.unlink(missing_ok=True)
+    for torn in _listed(folder, ".step-*.part"):  # of a run that was killed while it wrote
+        _remove(torn)
     target = folder / f"step-{step:08d}.pt"
     with written_whole(target) as path:
         path.write_bytes(data)
@@ -51,10 +54,11 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     with written_whole(target.with_suffix(".json")) as path:
         path.write_text(json.dumps(manifest) + "\n")
     for old in _manifests(folder)[keep:]:
-        old.unlink(missing_ok=True)  # first: a state without a manifest does not count
-    for state_file in folder.glob("step-*.pt"):  # those, damaged ones, and what was killed before its manifest
-        if not state_file.with_suffix(".json").exists():
-            state_file.unlink(missing_ok=True)
+        _remove(old)  # first: a state without a manifest does not count
+    vouched = {manifest.stem for manifest in _manifests(folder)}
+    for state_file in _listed(folder, "step-*.pt"):  # those, damaged ones, and what was killed before its manifest
+        if state_file.stem not in vouched:
+            _remove(state_file)
     return target
 
 
@@ -119,7 +123,7 @@ def _newest(folder: Path, say: Callable[[str], None]) -> tuple[bytes, dict[str, 
 
 def _none_finished(folder: Path, say: Callable[[str], None]) -> None:
     """Refuse states that have lost their manifests: the first save would remove them."""
-    states, damaged = sorted(folder.glob("step-*.pt")), sorted(folder.glob("step-*.damaged"))
+    states, damaged = _listed(folder, "step-*.pt"), _listed(folder, "step-*.damaged")
     if len(states) > 1 or damaged:
         raise InputError(
             f"{folder}: {len(states)} step-*.pt and {len(damaged)} step-*.damaged, but no manifest (step-*.json); remove "
@@ -139,4 +143,24 @@ def _set_aside(manifest: Path) -> None:
 
 def _manifests(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob("step-*.json"), reverse=True)
+    return _listed(folder, "step-*.json")[::-1]
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """Sorted; none where there is no folder.  `Path.glob` takes a folder that cannot be read for an empty one.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    try:
+        names = tried(lambda: os.listdir(folder), f"{folder}: its list")
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be removed: {error.strerror}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import faulthandler
+import importlib
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ GRACE_SECONDS = 10.0
 # MPI_Finalize, which comes after Python's end, waits for every rank, and no watchdog is left by then: the kernel's alarm
 # ends this process if it takes longer (assumed: all ranks have taken leave of each other before).
 LEAVE_SECONDS = 300
+EXIT_PIPE = 128 + signal.SIGPIPE  # as a shell has it
 
 EXAMPLES = """examples:
   legw-hpc data mnist --source DIR                       IDX files -> HDF5 shards in data/mnist
@@ -194,7 +196,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
         _tell(first, "legw-hpc: interrupted")
-    except BrokenPipeError:
+    except BrokenPipeError:  # as in `... | head`: what only tells is done then
+        code = errors.EXIT_DONE if options.command in ("plan", "status", "doctor") else EXIT_PIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as end:
         raise end
@@ -226,9 +229,8 @@ def _train(options: argparse.Namespace) -> None:
     if launched().size != 1:
         atexit.register(signal.alarm, LEAVE_SECONDS)
     faulthandler.enable(2)  # on stderr: where a crash was, and which shard could not be read (data/shardfile.py)
-    with startup.limited(startup.TIMES * 60 * recipe.stall_minutes, "imported torch"):
-        from legw_hpc.single_run import run
-
+    limit = startup.TIMES * 60 * recipe.stall_minutes
+    run = startup.within(limit, "imported torch", lambda: importlib.import_module("legw_hpc.single_run").run)
     result = run(recipe)
     if launched().rank == 0:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())

@@ -55,6 +55,9 @@ def check_distinct(device: torch.device, comm: Comm) -> None:
 def set_threads(wanted: int, comm: Comm) -> int:
     """Share the node's cores among its ranks: ranks x threads <= cores, whether ranks are pinned or not.
 
+    Every rank has as many as the rank with the fewest: a norm is summed in pieces, one a thread, and LARS on ranks that cut
+    it otherwise would let their weights drift apart.  They wait for the slowest in any case.
+
     Args:
         wanted: threads per rank; 0 is OMP_NUM_THREADS if set, else an equal share.
 
@@ -67,7 +70,7 @@ def set_threads(wanted: int, comm: Comm) -> int:
     sharers = sum(node == comm.node and bool(set(theirs) & set(cores)) for node, theirs in everyone)
     if not wanted and os.environ.get("OMP_NUM_THREADS", "").isdigit():
         wanted = int(os.environ["OMP_NUM_THREADS"])
-    torch.set_num_threads(wanted or max(1, len(cores) // sharers))
+    torch.set_num_threads(min(comm.gather(wanted or max(1, len(cores) // sharers))))
     return torch.get_num_threads()
 
 

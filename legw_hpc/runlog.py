@@ -64,8 +64,10 @@ class RunLog:
         """Forget what was logged after a checkpoint that the run goes on from."""
         if self._file is not None:
             with self._writing():
-                end = min(position, self._file.seek(0, os.SEEK_END))  # a crashed node may have lost the tail
-                self._file.truncate(end)
+                end = self._file.seek(0, os.SEEK_END)
+                if end < position:  # a crashed node may have lost the tail, and in the middle of a line
+                    end = Path(self._file.name).read_bytes().rfind(b"\n") + 1
+                self._file.truncate(end := min(position, end))
                 self._file.seek(end)
 
     def sync(self) -> None:
@@ -189,10 +191,13 @@ def versions() -> dict[str, str | None]:
 def code(*more: Path) -> str:
     """A digest of this package's source, and of more files: ranks of one version may still run different files."""
     here, digest = Path(__file__).parent, hashlib.sha256()
-    for file in more:
-        digest.update(file.read_bytes())
-    for path in sorted(here.rglob("*.py")):
-        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
+    files = [*more, *sorted(here.rglob("*.py"))]
+    for file in filter(Path.is_file, files):  # an editor's lock is a link to nothing
+        name = f"{file.relative_to(here)}\0" if file.is_relative_to(here) else ""
+        try:
+            digest.update(name.encode() + file.read_bytes())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()
 
 

@@ -51,8 +51,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     with _stop_signals() as stopped:
         long = startup.TIMES * 60 * recipe.stall_minutes
-        with startup.limited(long and long + startup.CONNECT_SECONDS, "met the other ranks"):
-            comm = connect(recipe.comm)
+        comm = startup.within(long and long + startup.CONNECT_SECONDS, "met the other ranks", lambda: connect(recipe.comm))
         with not_for_ever(comm, long):
             return _run(recipe, comm, stopped)
 
@@ -60,8 +59,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
 def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]:
     stalled = 60 * recipe.stall_minutes
     try:
-        begin_alike(comm, recipe)  # before anything that ranks with other recipes would do otherwise
         with watching(recipe.out_folder(), comm, PREPARING * stalled):
+            begin_alike(comm, recipe)  # before anything that ranks with other recipes would do otherwise
             work = prepare(recipe, comm)
         with RunFolder(work.recipe, work.data, comm) as folder:
             if comm.rank == 0:

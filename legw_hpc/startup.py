@@ -7,16 +7,16 @@ Nothing heavy is imported here: this is what watches that.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from legw_hpc.errors import EXIT_STALLED
 from legw_hpc.launcher import launched
@@ -29,26 +29,29 @@ CONNECT_SECONDS = 60.0
 HARD_SECONDS = 10.0
 
 
-@contextlib.contextmanager
-def limited(seconds: float, what: str) -> Iterator[None]:
-    """End this process if the block takes longer; one rank alone has nobody who waits.
+Result = TypeVar("Result")
 
-    With EXIT_STALLED and a line that names rank and host where Python still runs, else with 1 and a dump of all threads.
+
+def within(seconds: float, what: str, do: Callable[[], Result]) -> Result:
+    """What a function returns; this process ends if it takes longer.  One rank alone has nobody who waits.
+
+    With EXIT_STALLED and a line that names rank and host where Python still runs; else with 1 and a dump of all threads, in
+    which the function's caller is named after both.
 
     Args:
         seconds: 0 is no limit.
-        what: it has not done, for the message.
+        what: the function does, in the perfect, for the message.
+        do: the function.
     """
-    here = threading.current_thread() is threading.main_thread()  # no other may handle signals
-    if not seconds or launched().size == 1 or not here:
-        yield
-        return
+    launch, host = launched(), socket.gethostname()
+    if not seconds or launch.size == 1 or threading.current_thread() is not threading.main_thread():
+        return do()
 
     def end(number: int, frame: FrameType | None) -> None:
         at = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "?"
         print(
-            f"legw-hpc: stalled: rank {launched().rank} on {socket.gethostname()} has not {what} within {seconds:g} s: it is "
-            f"at {at}. Nothing is changed: the same command starts again",
+            f"legw-hpc: stalled: rank {launch.rank} on {host} has not {what} within {seconds:g} s: it is at {at}. "
+            "Nothing is changed: the same command starts again",
             file=sys.stderr,
             flush=True,
         )
@@ -58,8 +61,14 @@ def limited(seconds: float, what: str) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     faulthandler.dump_traceback_later(seconds + HARD_SECONDS, exit=True, file=2)
     try:
-        yield
+        named = types.FunctionType(_call.__code__.replace(co_name=f"rank {launch.rank} on {host}"), globals())
+        result: Result = named(do)
+        return result
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
+
+
+def _call(do: Callable[[], Result]) -> Result:
+    return do()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -57,10 +58,13 @@ def not_for_ever(comm: Comm, seconds: float) -> Iterator[None]:
             here = (comm.beats, _place(main))
             if here != seen:
                 seen, since = here, time.monotonic()
-            # Rank 0 first: where all hang, one line will do.
-            elif time.monotonic() - since >= seconds + (2 * every if comm.rank else 0):
+                continue
+            waits = _collective(main) is not None
+            # One line will do: first who is no other's victim, and of several rank 0.
+            if time.monotonic() - since >= seconds + 2 * every * (2 * waits + (comm.rank > 0)):
                 print(
-                    f"legw-hpc: stalled: rank {comm.rank} on {comm.node} has not gone on for {seconds:g} s: "
+                    f"legw-hpc: stalled: rank {comm.rank} on {comm.node} "
+                    f"{'has waited for another rank' if waits else 'has not gone on'} for {seconds:g} s: "
                     f"it is at {_where(next(_frames(main), None))}. {WHOLE}",
                     file=sys.stderr,
                     flush=True,
@@ -86,12 +90,12 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
         comm: its `abort` ends the job, with EXIT_STALLED.
         seconds: in one collective, from which on a rank counts as waiting in vain; 0 is never.
     """
-    if not seconds or comm.size == 1:
-        yield
-        return
     nodes = comm.gather(comm.node)
     # Of this watch alone: another job may train into this folder, which is known when it is owned (owner.py).
     marks = run / STALLED / str(comm.broadcast(secrets.token_hex(4)))
+    if not seconds or comm.size == 1:  # after the collectives: a rank with another `stall_minutes` is not yet refused
+        yield
+        return
     watch = _Watch(marks, comm, nodes, seconds, fresh=not run.exists())
     thread = threading.Thread(target=watch.loop, name="legw-watchdog", daemon=True)
     thread.start()
@@ -127,7 +131,7 @@ class _Watch:
         since, marked = 0.0, 0.0
         marked_in: FrameType | None = None
         while not self.over.wait(self.every):
-            here = self._collective()
+            here = _collective(self.main)
             if here is None or here is not waits_in:
                 waits_in, since = here, time.monotonic()
             waited = here is not None and time.monotonic() - since >= self.seconds
@@ -144,14 +148,6 @@ class _Watch:
         if marked:
             self._unmark()
 
-    def _collective(self) -> FrameType | None:
-        """The outermost call into comm/ that the main thread is in."""
-        found = None
-        for frame in _frames(self.main):
-            if Path(frame.f_code.co_filename).parent.name == "comm":
-                found = frame
-        return found
-
     def _mark(self, waits: bool) -> None:
         where = _where(next(_frames(self.main), None))
         with contextlib.suppress(Exception):  # what cannot be written is taken for stopped, and told as such
@@ -166,9 +162,12 @@ class _Watch:
 
     def _marks(self) -> dict[int, dict[str, Any]]:
         marks: dict[int, dict[str, Any]] = {}
-        for path in self.folder.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                marks[int(path.stem)] = json.loads(path.read_text())
+        with contextlib.suppress(OSError):  # no folder yet, or none that can be listed now
+            for name in os.listdir(self.folder):
+                rank, _, suffix = name.partition(".")
+                if suffix == "json":
+                    with contextlib.suppress(OSError, ValueError):
+                        marks[int(rank)] = json.loads((self.folder / name).read_text())
         return marks
 
     def _others_wait(self) -> bool:
@@ -191,6 +190,15 @@ def _frames(thread: int) -> Iterator[FrameType]:
         if PACKAGE in Path(frame.f_code.co_filename).parents:
             yield frame
         frame = frame.f_back
+
+
+def _collective(thread: int) -> FrameType | None:
+    """The outermost call into comm/ that a thread is in."""
+    found = None
+    for frame in _frames(thread):
+        if Path(frame.f_code.co_filename).parent.name == "comm":
+            found = frame
+    return found
 
 
 def _place(thread: int) -> tuple[int, int] | None:

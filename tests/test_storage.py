@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from legw_hpc import runlog
+from legw_hpc import checkpoint, runlog
+from legw_hpc.comm import Serial
 from legw_hpc.errors import InputError
 from tests.conftest import Cli
 from tests.test_run import wait_for_steps
@@ -70,6 +72,74 @@ def test_read_only_output(arguments: list[str], tmp_path: Path) -> None:
     words = [*AS_A_USER, sys.executable, "-m", "legw_hpc", "train", *arguments, "out=r"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, "r: this folder cannot be written" in done.stderr, done.stderr.count("\n")) == (2, True, 1)
+
+
+@needs_a_user
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """The run would begin anew, and its log be cut to nothing."""
+    run = tmp_path / "r"
+    assert cli("train", *arguments, "out=r", "max_steps=9", "checkpoint.every_steps=4").returncode == 0
+    before = (run / "log.jsonl").read_bytes()
+    (run / "checkpoints").chmod(0)
+    words = [*AS_A_USER, sys.executable, "-m", "legw_hpc", "train", *arguments, "out=r"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    (run / "checkpoints").chmod(0o755)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "r/checkpoints: its list cannot be read, tried 4 times: Permission denied" in done.stderr
+    assert (run / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_list_of_checkpoints_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    checkpoint.save(tmp_path / "checkpoints", 3, {}, keep=2)
+    listed, left = os.listdir, [failures]
+
+    def listdir(folder: Path) -> list[str]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    state = checkpoint.load_newest(tmp_path / "checkpoints", Serial(), print)
+    assert state is not None
+    assert state["step"] == 3
+
+
+def test_a_log_that_has_lost_its_tail_ends_with_a_whole_line(tmp_path: Path) -> None:
+    """What is appended to half a line would hide all lines after it."""
+    log = runlog.RunLog(tmp_path)
+    log.write("step", step=1)
+    log.write("step", step=2)
+    position = log.position()
+    log.close()
+    os.truncate(tmp_path / runlog.LOG, position - 5)
+    log = runlog.RunLog(tmp_path)
+    log.cut(position)
+    log.write("step", step=2)
+    log.close()
+    assert [line["step"] for line in runlog.read(tmp_path)] == [1, 2]
+
+
+def test_an_editors_lock_is_no_source(tmp_path: Path) -> None:
+    source, lock = tmp_path / "mine.py", tmp_path / ".#mine.py"
+    source.write_text("x = 1\n")
+    lock.symlink_to("somebody@host.123")
+    assert runlog.code(source, lock) == runlog.code(source) != runlog.code()
+
+
+@pytest.mark.parametrize(("words", "code"), [(["train"], 141), (["plan"], 0)], ids=["train", "plan"])
+def test_a_reader_that_goes_away_makes_no_success_of_half_a_run(
+    arguments: list[str], tmp_path: Path, words: list[str], code: int
+) -> None:
+    """As in `legw-hpc train ... | head -1`."""
+    command = [sys.executable, "-u", "-m", "legw_hpc", *words, *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (code, "")
 
 
 # What befalls the run folder while it is trained in, the words that are told, and how it is mended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from mpi4py import MPI
 from torch import Tensor
 
@@ -34,7 +35,9 @@ class Mpi(Comm):
         self._world.Bcast(tensor.numpy(), root=0)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        counts = self._world.allgather(len(data))
+        mine, theirs = np.array([len(data)]), np.empty(self.size, np.int64)
+        self._world.Allgather(mine, theirs)  # the lower-case methods would unpickle what another rank sends
+        counts = theirs.tolist()
         out = bytearray(sum(counts))
         self._world.Allgatherv([data, MPI.BYTE], [out, counts, MPI.BYTE])
         return split(bytes(out), counts)

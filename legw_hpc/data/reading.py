@@ -28,10 +28,13 @@ def tried(read: Callable[[], Read], what: str, again: Callable[[], None] = lambd
 
     Raises:
         InputError: it cannot be read.
+        FileNotFoundError: it is not there.
     """
     for number in range(1, TRIES + 1):
         try:
             return read()
+        except FileNotFoundError:
+            raise
         except OSError as error:
             why = " ".join((error.strerror or str(error)).split())  # HDF5 has line ends in it
             if error.errno is None and "errno" not in why:
@@ -55,9 +58,9 @@ class Reader:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be opened: {error.strerror}") from None
+            self._file = tried(lambda: os.open(path, os.O_RDONLY), str(path))
+        except FileNotFoundError:
+            raise InputError(f"{path}: cannot be opened: No such file or directory") from None
         weakref.finalize(self, os.close, self._file)
 
     def read(self, start: int, end: int) -> bytes:

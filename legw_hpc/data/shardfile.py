@@ -45,11 +45,9 @@ class ShardFile:
     def __init__(self, path: Path, split: str, shard: Shard, fields: Mapping[str, Field]):
         self.path, self.shard, self.fields = path, shard, fields
         try:
-            if not path.is_file():
-                raise InputError(f"{path}: this shard is missing; the index names it")
-            self._stamp = _stamp(path)  # before it is read
-        except OSError as error:
-            raise InputError(f"{path}: cannot be looked at: {error.strerror}") from None
+            self._stamp = tried(lambda: _stamp(path), str(path))  # before it is read
+        except FileNotFoundError:
+            raise InputError(f"{path}: this shard is missing; the index names it") from None
         if shard.header is not None:
             header.compare(path, shard.header)
         self.datasets: dict[str, Any] = {}
@@ -112,8 +110,8 @@ class ShardFile:
             InputError: with both.
         """
         try:
-            now = _stamp(self.path)
-        except OSError as error:
+            now = tried(lambda: _stamp(self.path), str(self.path))
+        except FileNotFoundError as error:
             raise InputError(f"{self.path}: gone since it was opened: {error.strerror}") from None
         if now != self._stamp:
             what = [f"{size} bytes, changed at {time / 1e9:.3f}" for size, time in (self._stamp, now)]

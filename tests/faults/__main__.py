@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import signal
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn (default: 1)")
     parser.add_argument("--to", type=Path, default=Path("results/faults.md"), help="default: results/faults.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # jobs and mounts go first
     random = Random(options.seed)
     kinds = list(itertools.islice(itertools.cycle(KINDS), options.faults))
     random.shuffle(kinds)

@@ -22,7 +22,7 @@ from random import Random
 import torch
 
 from legw_hpc import runlog
-from legw_hpc.errors import EXIT_DONE, EXIT_INPUT
+from legw_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_STALLED
 from tests.faults.job import END_SECONDS, Hang, Job, Missed
 from tests.faults.kinds import KINDS, MOUNTED, Fault
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS, Subject
@@ -150,7 +150,7 @@ def _live(
                     time.sleep(random.uniform(0, started))
                 job, started = _struck(job, fault, random, tally)
                 struck.append(kind)
-            except Missed:
+            except (Missed, ProcessLookupError):  # the run has ended, or just now
                 tally.missed += 1
             except Hang as error:
                 tally.hung.append(str(error))
@@ -180,7 +180,7 @@ def _struck(job: Job, fault: Fault, random: Random, tally: Tally) -> tuple[Job, 
     said = fault.strike(job, random)
     tally.tried += 1
     struck = time.monotonic()
-    code = job.ended(END_SECONDS + STALL_SECONDS)
+    code = job.ended(END_SECONDS + (STALL_SECONDS if EXIT_STALLED in fault.ends else 0.0))
     tally.seconds.append(time.monotonic() - struck)
     assert code in fault.ends if fault.ends else code != EXIT_DONE, f"ended with {code}, not {fault.ends}: {job.said()[-1500:]}"
     assert re.search(said, " ".join(job.said().split())), f"it did not say {said!r}: {job.said()[-1500:]}"

@@ -127,6 +127,13 @@ class Job:
         """The newest checkpoint that has a manifest."""
         return max((self.out / "checkpoints").glob("*.json")).with_suffix(".pt")
 
+    def begun(self) -> set[str]:
+        """Files that are written aside in the folder of checkpoints."""
+        return {path.name for path in (self.out / "checkpoints").glob(".*.part")}
+
+    def manifests(self) -> list[Path]:
+        return sorted((self.out / "checkpoints").glob("step-*.json"))
+
     def clear(self) -> None:
         """Leave no process."""
         for pid in [*self.ranks(), self.process.pid]:

@@ -80,22 +80,38 @@ def _kill_a_rank_that_starts(job: Job, random: Random) -> str:
 def _kill_in_a_checkpoint(job: Job, random: Random) -> str:
     """Rank 0, while the file that it writes aside is there."""
     _a_rank(job, random)  # all are there
-    writer, folder = job.ranks()[0], job.out / "checkpoints"
-    _await(job, lambda: folder.is_dir() and any(name.endswith(".part") for name in os.listdir(folder)))
+    writer, stale = job.ranks()[0], job.begun()  # of an earlier kill
+    _await(job, lambda: bool(job.begun() - stale))
     return _kill(0, writer)
+
+
+def _kill_in_the_first_checkpoint(job: Job, random: Random) -> str:
+    if job.manifests():  # an earlier kill came after its manifest
+        raise Missed
+    return _kill_in_a_checkpoint(job, random)
 
 
 def _kill_before_a_checkpoint(job: Job, random: Random) -> str:
     """At a step before the first one."""
-    step, victim = random.randrange(1, CHECKPOINT_STEPS), _a_rank(job, random)
+    step, victim = random.randrange(1, CHECKPOINT_STEPS - 1), _a_rank(job, random)
     _await(job, lambda: job.step() >= step)
+    if job.manifests():
+        raise Missed
     return _kill(*victim)
 
 
 def _kill_in_an_evaluation(job: Job, random: Random) -> str:
+    """Stopped first, so that it can be seen that the metrics are not yet there."""
     victim = _a_rank(job, random)
-    _await(job, job.evaluates)
-    return _kill(*victim)
+    until = time.monotonic() + MOMENT_SECONDS
+    while True:
+        _await(job, job.evaluates)
+        os.kill(victim[1], signal.SIGSTOP)
+        if job.evaluates():
+            return _kill(*victim)
+        os.kill(victim[1], signal.SIGCONT)
+        if time.monotonic() > until:
+            raise Hang(f"no evaluation was met within {MOMENT_SECONDS:g} s")
 
 
 def _await(job: Job, come: Callable[[], bool]) -> None:
@@ -118,9 +134,9 @@ def _tell_a_rank(job: Job, random: Random) -> str:
 
 
 def _tell_a_rank_that_starts(job: Job, random: Random) -> str:
-    """It dies of it, or stops at its first step."""
+    """It dies of it, or stops at its first step; a traceback is of a rank that has lost its peer, or of Python's own Ctrl-C."""
     _tell_a_rank(job, random)
-    return ""
+    return r"\A(?!.*Traceback(?!.*(HorovodInternalError|KeyboardInterrupt)))"
 
 
 def _stop_a_rank(job: Job, random: Random) -> str:
@@ -192,7 +208,7 @@ KINDS = {
     "a rank killed": Fault(_kill_a_rank),
     "a rank killed as it starts or resumes": Fault(_kill_a_rank_that_starts, moment="start"),
     "a rank killed before the first checkpoint": Fault(_kill_before_a_checkpoint, moment="first"),
-    "rank 0 killed in the first checkpoint": Fault(_kill_in_a_checkpoint, moment="first"),
+    "rank 0 killed in the first checkpoint": Fault(_kill_in_the_first_checkpoint, moment="first"),
     "rank 0 killed in a checkpoint": Fault(_kill_in_a_checkpoint),
     "a rank killed in an evaluation": Fault(_kill_in_an_evaluation),
     "mpirun killed": Fault(_kill_the_launcher),
