@@ -24,6 +24,7 @@ from legw_hpc.recipe import Recipe
 # Keys of a recipe that each rank may have its own value of: node-local copies, threads that decode.
 OWN_KEYS = ("data.dir", "out", "input_threads")
 NAMED = 8  # ranks in a message
+PIECE = 1 << 22  # values that are summed at once (assumed: their copy is small beside a model)
 
 
 def begin_alike(comm: Comm, recipe: Recipe) -> None:
@@ -120,7 +121,8 @@ def _named(ranks: list[int]) -> str:
 
 
 def _sum_of_bits(tensor: Tensor) -> int:
-    """A tensor's bits as whole numbers, added up modulo 2**64: at the speed of memory, and no bit that flips is missed."""
+    """A tensor's bits as whole numbers, added up modulo 2**64: no bit that flips is missed."""
     flat = tensor.detach().contiguous().reshape(-1)
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
-    return int(flat.view(whole).sum(dtype=torch.int64))
+    pieces = [piece.sum(dtype=torch.int64) for piece in flat.view(whole).split(PIECE)]  # torch makes an int64 copy of each
+    return int(torch.stack(pieces).sum()) if pieces else 0

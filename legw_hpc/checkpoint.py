@@ -57,7 +57,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         _remove(old)  # first: a state without a manifest does not count
     vouched = {manifest.stem for manifest in _manifests(folder)}
     for state_file in _listed(folder, "step-*.pt"):  # those, damaged ones, and what was killed before its manifest
-        if state_file.stem not in vouched:
+        if target.stem in vouched and state_file.stem not in vouched:  # a list without what was just written is not the last word
             _remove(state_file)
     return target
 
@@ -153,7 +153,7 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
         InputError: it cannot be listed.
     """
     try:
-        names = tried(lambda: os.listdir(folder), f"{folder}: its list")
+        names = tried(lambda: os.listdir(folder), f"{folder}: its list", absent=True)
     except FileNotFoundError:
         return []
     return [folder / name for name in sorted(fnmatch.filter(names, pattern))]

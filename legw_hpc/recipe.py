@@ -131,7 +131,7 @@ class Recipe:
         out: the run folder; {name}, {batch}, {scheme}, {solver} and {seed} are filled in.
         comm: "auto", "serial", "horovod" or "mpi".
         device: "auto", "cpu" or "cuda".
-        threads: per rank; 0 shares the cores of the node among its ranks.
+        threads: per rank; 0 shares the cores of the node among its ranks, and no rank takes more than any other.
         input_threads: per rank, to decode images; 0 is as many as `threads`.
         log_every: seconds between lines of the run log.
         noise_scale: log the gradient noise scale (noise.py), on 2 ranks or more; a pass over the gradient a step.

@@ -191,11 +191,11 @@ def versions() -> dict[str, str | None]:
 def code(*more: Path) -> str:
     """A digest of this package's source, and of more files: ranks of one version may still run different files."""
     here, digest = Path(__file__).parent, hashlib.sha256()
-    files = [*more, *sorted(here.rglob("*.py"))]
-    for file in filter(Path.is_file, files):  # an editor's lock is a link to nothing
+    for file in [*more, *sorted(here.rglob("*.py"))]:
         name = f"{file.relative_to(here)}\0" if file.is_relative_to(here) else ""
         try:
-            digest.update(name.encode() + file.read_bytes())
+            if file.is_file():  # an editor's lock is a link to nothing
+                digest.update(name.encode() + file.read_bytes())
         except OSError as error:
             raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()

@@ -75,6 +75,21 @@ def test_a_read_error_is_tried_again_and_then_named(
     assert waits == [1.0, 2.0, 4.0][: min(failures, 3)]
 
 
+def test_an_open_file_that_the_system_says_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an object store behind FUSE may; not a traceback, and not the answer that it was removed."""
+    write(tmp_path / "d", samples(20))
+    data, waits = Shards(tmp_path / "d", "train"), list[float]()
+
+    def pread(*arguments: int) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(InputError, match=r"train-00000\.h5: bytes \d+ to \d+ cannot be read, tried 4 times: No such file"):
+        data.take("jpeg", np.array([3]))
+    assert waits == [1.0, 2.0, 4.0]
+
+
 @pytest.mark.parametrize("survived", [True, False])
 def test_a_read_error_within_hdf5_is_tried_again_and_then_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: bool

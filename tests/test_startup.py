@@ -25,7 +25,7 @@ def come():
     return 7
 assert startup.within(float(sys.argv[2]), "come", come) == 7
 assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
-time.sleep(0.7)
+time.sleep(1.2)
 """
 # what it does, limit, ranks -> exit code, what is said
 CASES = {

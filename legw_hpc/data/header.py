@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 
 from legw_hpc.data.format import Header
-from legw_hpc.data.reading import Reader
+from legw_hpc.data.reading import Reader, tried
 from legw_hpc.errors import InputError
 
 PIECE_BYTES = 64 << 20
@@ -42,7 +42,7 @@ def compare(path: Path, header: Header) -> None:
     Raises:
         InputError: with both values.
     """
-    size = path.stat().st_size
+    size = tried(lambda: path.stat().st_size, str(path))
     if size != header.bytes:
         raise InputError(
             f"{path}: {'truncated' if size < header.bytes else 'damaged'}: {size} bytes, the index says {header.bytes}"

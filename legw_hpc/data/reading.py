@@ -18,24 +18,25 @@ WAIT_SECONDS = 1.0  # before the second try, twice as long before each after it 
 Read = TypeVar("Read")
 
 
-def tried(read: Callable[[], Read], what: str, again: Callable[[], None] = lambda: None) -> Read:
+def tried(read: Callable[[], Read], what: str, again: Callable[[], None] = lambda: None, absent: bool = False) -> Read:
     """What a read gives, tried again a few times where the system says that it failed.
 
     Args:
         read: raises OSError; one of HDF5 counts where its text has the system's error number, else the file is damaged.
         what: is read, for the message.
         again: called before each try but the first.
+        absent: that there is no such file is an answer, which the caller takes.
 
     Raises:
         InputError: it cannot be read.
-        FileNotFoundError: it is not there.
+        FileNotFoundError: where `absent` says so.
     """
     for number in range(1, TRIES + 1):
         try:
             return read()
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if absent and isinstance(error, FileNotFoundError):
+                raise
             why = " ".join((error.strerror or str(error)).split())  # HDF5 has line ends in it
             if error.errno is None and "errno" not in why:
                 raise InputError(f"{what} cannot be read: {why}") from None
@@ -58,7 +59,7 @@ class Reader:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = tried(lambda: os.open(path, os.O_RDONLY), str(path))
+            self._file = tried(lambda: os.open(path, os.O_RDONLY), str(path), absent=True)
         except FileNotFoundError:
             raise InputError(f"{path}: cannot be opened: No such file or directory") from None
         weakref.finalize(self, os.close, self._file)

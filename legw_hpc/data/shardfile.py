@@ -45,7 +45,7 @@ class ShardFile:
     def __init__(self, path: Path, split: str, shard: Shard, fields: Mapping[str, Field]):
         self.path, self.shard, self.fields = path, shard, fields
         try:
-            self._stamp = tried(lambda: _stamp(path), str(path))  # before it is read
+            self._stamp = tried(lambda: _stamp(path), str(path), absent=True)  # before it is read
         except FileNotFoundError:
             raise InputError(f"{path}: this shard is missing; the index names it") from None
         if shard.header is not None:
@@ -58,7 +58,7 @@ class ShardFile:
         self._take = _named(_take, path)
         for name, field in fields.items():
             if field.classes is not None:  # a wrong label would end the training in the loss
-                check_labels(str(path), name, field, self.datasets[name][...])
+                check_labels(str(path), name, field, _whole(self.datasets[name], f"{path}: {name}"))
 
     def _open(self, file: h5py.File) -> None:
         for name, field in self.fields.items():
@@ -99,7 +99,8 @@ class ShardFile:
             if found != wanted:
                 raise InputError(f"{self.path}: {name} is damaged: SHA-256 {found[:16]}..., the index says {wanted[:16]}...")
             if name.endswith("/offsets"):
-                size, offsets = len(self.datasets[name.removesuffix("offsets") + "bytes"]), values[...]
+                size = len(self.datasets[name.removesuffix("offsets") + "bytes"])
+                offsets = _whole(values, f"{self.path}: {name}")
                 if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) < 0).any():
                     raise InputError(f"{self.path}: {name} does not rise from 0 to {size}, the length of the bytes")
 
@@ -110,7 +111,7 @@ class ShardFile:
             InputError: with both.
         """
         try:
-            now = tried(lambda: _stamp(self.path), str(self.path))
+            now = tried(lambda: _stamp(self.path), str(self.path), absent=True)
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: gone since it was opened: {error.strerror}") from None
         if now != self._stamp:
@@ -144,8 +145,13 @@ def _array(path: Path, dataset: h5py.Dataset, packed: bool) -> Any:
             return _Packed(path, offset, len(dataset))
         return Mapped(path, offset, dataset.shape, dataset.dtype)
     if dataset.nbytes <= KEEP_BYTES:
-        return tried(lambda: dataset[...], f"{path}: {dataset.name}")
+        return _whole(dataset, f"{path}: {dataset.name}")
     return dataset
+
+
+def _whole(values: Any, what: str) -> Any:
+    """All of a dataset, of a map or of an array."""
+    return tried(lambda: values[...], what)
 
 
 def _open_file(path: Path, split: str, count: int) -> h5py.File:

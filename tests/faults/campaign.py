@@ -180,7 +180,8 @@ def _struck(job: Job, fault: Fault, random: Random, tally: Tally) -> tuple[Job, 
     said = fault.strike(job, random)
     tally.tried += 1
     struck = time.monotonic()
-    code = job.ended(END_SECONDS + (STALL_SECONDS if EXIT_STALLED in fault.ends else 0.0))
+    more = START_SECONDS if fault.moment == "start" else STALL_SECONDS if EXIT_STALLED in fault.ends else 0.0
+    code = job.ended(END_SECONDS + more)  # one that is told to stop as it starts stops at its first step
     tally.seconds.append(time.monotonic() - struck)
     assert code in fault.ends if fault.ends else code != EXIT_DONE, f"ended with {code}, not {fault.ends}: {job.said()[-1500:]}"
     assert re.search(said, " ".join(job.said().split())), f"it did not say {said!r}: {job.said()[-1500:]}"

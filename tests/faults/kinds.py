@@ -48,8 +48,8 @@ class Fault:
         yield from self.damage(job, random) if self.damage else [None]
 
 
-def _a_rank(job: Job, random: Random) -> tuple[int, int]:
-    """Its number and that of its process."""
+def _a_rank(job: Job, random: Random, rank: int | None = None) -> tuple[int, int]:
+    """The number of one, any if none is given, and that of its process, once all are there."""
     until = time.monotonic() + RANKS_SECONDS
     while len(ranks := job.ranks()) < job.size:  # they begin and end one after the other
         if not job.runs():
@@ -57,7 +57,7 @@ def _a_rank(job: Job, random: Random) -> tuple[int, int]:
         if time.monotonic() > until:
             raise Hang(f"{len(ranks)} of {job.size} ranks after {RANKS_SECONDS:g} s")
         time.sleep(POLL_SECONDS)
-    rank = random.randrange(job.size)
+    rank = random.randrange(job.size) if rank is None else rank
     return rank, ranks[rank]
 
 
@@ -79,10 +79,9 @@ def _kill_a_rank_that_starts(job: Job, random: Random) -> str:
 
 def _kill_in_a_checkpoint(job: Job, random: Random) -> str:
     """Rank 0, while the file that it writes aside is there."""
-    _a_rank(job, random)  # all are there
-    writer, stale = job.ranks()[0], job.begun()  # of an earlier kill
+    writer, stale = _a_rank(job, random, 0), job.begun()  # of an earlier kill
     _await(job, lambda: bool(job.begun() - stale))
-    return _kill(0, writer)
+    return _kill(*writer)
 
 
 def _kill_in_the_first_checkpoint(job: Job, random: Random) -> str:
@@ -136,7 +135,7 @@ def _tell_a_rank(job: Job, random: Random) -> str:
 def _tell_a_rank_that_starts(job: Job, random: Random) -> str:
     """It dies of it, or stops at its first step; a traceback is of a rank that has lost its peer, or of Python's own Ctrl-C."""
     _tell_a_rank(job, random)
-    return r"\A(?!.*Traceback(?!.*(HorovodInternalError|KeyboardInterrupt)))"
+    return r"\A(?!.*legw-hpc: rank \d+ on \S+: (?!Horovod))(?!.*Traceback(?!.*(HorovodInternalError|KeyboardInterrupt)))"
 
 
 def _stop_a_rank(job: Job, random: Random) -> str:

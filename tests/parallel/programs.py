@@ -61,6 +61,17 @@ def error_on_one_rank(backend: str, rank: int) -> str:
     return "no error"
 
 
+def threads() -> int:
+    """Of this rank, where each would take another number."""
+    from legw_hpc.device import set_threads
+
+    comm = connect("auto")
+    try:
+        return set_threads(3 - comm.rank, comm)
+    finally:
+        comm.close()
+
+
 def serial_by_accident() -> list[str]:
     """What `connect` says where it must not train alone, or among other ranks than the launcher's."""
     from dataclasses import replace

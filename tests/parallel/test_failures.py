@@ -97,10 +97,10 @@ def test_a_stopped_rank_is_named_with_its_host_and_ends_the_others(
 def test_a_rank_that_stops_before_the_first_step_is_named(arguments: list[str], tmp_path: Path) -> None:
     """A file system that does not answer while the shards are verified; the run folder is not there yet."""
     (tmp_path / "sitecustomize.py").write_text(HANGS)
-    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.02", f"out={tmp_path / 'r'}"]
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.03", f"out={tmp_path / 'r'}"]
     code, said = launch(2, words, timeout=90)
     assert code == EXIT_STALLED, said
-    assert re.search(rf"stalled for 7\.2 s: rank 1 on {socket.gethostname()} is at work\.py:\d+", said), said
+    assert re.search(rf"stalled for 10\.8 s: rank 1 on {socket.gethostname()} is at work\.py:\d+", said), said
     code, said = launch(2, [*TRAIN, *arguments, "max_steps=1", f"out={tmp_path / 'r'}"], timeout=90)  # nothing is in the way
     assert code == 0, said
 
@@ -110,10 +110,10 @@ def test_a_rank_whose_imports_hang_is_named(arguments: list[str], tmp_path: Path
     hangs = HANGS.replace("import time, legw_hpc.work as work", "import time, legw_hpc.launcher as launcher")
     hangs = hangs[: hangs.index("    work.")] + IMPORTS
     (tmp_path / "sitecustomize.py").write_text(hangs)
-    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.025", f"out={tmp_path / 'r'}"]
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.03", f"out={tmp_path / 'r'}"]
     code, said = launch(2, words, timeout=90)
     assert code == EXIT_STALLED, said
-    told = rf"^legw-hpc: stalled: rank 1 on {socket.gethostname()} has not imported torch within 18 s: it is at .*sitecustomize"
+    told = rf"^legw-hpc: stalled: rank 1 on {socket.gethostname()} has not imported torch within 21.6 s: it is at .*sitecustomize"
     assert re.search(told, said, re.M), said
     assert said.count("has not") == 1
 
@@ -121,10 +121,10 @@ def test_a_rank_whose_imports_hang_is_named(arguments: list[str], tmp_path: Path
 def test_ranks_that_all_hang_end(arguments: list[str], tmp_path: Path) -> None:
     """The file system of every rank: nobody waits for another."""
     (tmp_path / "sitecustomize.py").write_text(HANGS.replace('== "1"', "is not None"))
-    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.02", f"out={tmp_path / 'r'}"]
+    words = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", *TRAIN, *arguments, "stall_minutes=0.03", f"out={tmp_path / 'r'}"]
     code, said = launch(2, words, timeout=90)
     assert code == EXIT_STALLED, said
-    assert re.search(rf"stalled: rank 0 on {socket.gethostname()} has not gone on for 14\.4 s: it is at work\.py:\d+", said), said
+    assert re.search(rf"stalled: rank 0 on {socket.gethostname()} has not gone on for 21\.6 s: it is at work\.py:\d+", said), said
 
 
 STAYS = """

@@ -144,6 +144,11 @@ def test_a_twin_without_exchange_trains_each_rank_alone(arguments: list[str], tm
     assert max(times) < 0.01
 
 
+def test_all_ranks_take_as_many_threads() -> None:
+    """LARS sums a norm in as many pieces as there are threads."""
+    assert on_ranks(3, "programs:threads") == [1, 1, 1]
+
+
 DISAGREE = {
     "recipe": "recipe than rank 0: seed 2 against 1",
     "recipe, but no result": "recipe than rank 0: max_steps 7 against 8",
