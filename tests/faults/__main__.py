@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
 
 from legw_hpc import runlog
-from tests.faults.campaign import campaign, faults, table
+from tests.faults.campaign import Tallies, campaign, faults, table
 from tests.faults.kinds import KINDS
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS
 
@@ -38,14 +39,17 @@ def main() -> None:
         ranks, name = next(subjects)
         lives.append((name, ranks, kinds[start : start + FAULTS_A_LIFE]))
     started, commit = time.monotonic(), runlog.commit()
-    tallies, left_out = campaign(lives, random, lambda line: print(line, flush=True))
-    minutes = (time.monotonic() - started) / 60
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     counts = " and ".join(map(str, sorted({ranks for _, ranks, _ in lives})))
     applications = ", ".join(f"`{subject.name}`" for subject in SUBJECTS.values())
     command = f"python -m tests.faults --faults {options.faults} --seed {options.seed}"
     where = f"{len(os.sched_getaffinity(0))} cores (4 ranks: oversubscribed)"
-    text = f"""# Faults, and what came of them
+
+    def write(line: str, tallies: Tallies, left_out: Sequence[str]) -> None:
+        """The page, as far as the campaign is."""
+        print(line, flush=True)
+        minutes = (time.monotonic() - started) / 60
+        options.to.write_text(f"""# Faults, and what came of them
 
 Each fault comes at a random step of a training, or in the part of it that the table names; then the same command goes on.
 After {FAULTS_A_LIFE} the run must have ended with the weights, the optimizer's state, the carried state and the metrics of an
@@ -54,10 +58,11 @@ does not know it yet). The applications are {applications}, small, on {counts} r
 with a checkpoint every {CHECKPOINT_STEPS} steps; a rank that stops is told after {STALL_SECONDS:g} s.
 
 {table(tallies, left_out)}
-`make faults` (`{command}`), {when}, commit {commit}, {where}, {minutes:.0f} minutes.
-"""
-    options.to.write_text(text)
-    print(f"\n{text}", flush=True)
+`make faults` (`{command}`), {when}, commit {commit}, {where}, {minutes:.0f} minutes, {line.partition("]")[0][1:]} runs.
+""")
+
+    tallies, _ = campaign(lives, random, write)
+    print(f"\n{options.to.read_text()}", flush=True)
     found = faults(tallies)
     missed = sum(tally.missed for tally in tallies.values())
     if missed > MOST_MISSED * options.faults:

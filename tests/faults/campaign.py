@@ -27,7 +27,7 @@ from tests.faults.job import END_SECONDS, Hang, Job, Missed
 from tests.faults.kinds import KINDS, MOUNTED, Fault
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS, Subject
 
-START_SECONDS = 120.0  # to a step, and to the end of a run that nothing disturbs
+START_SECONDS = 300.0  # to a step, and to the end of a run that nothing disturbs: 4 ranks, on two cores with other work
 FIRST_START_SECONDS = 5.0  # about what a start takes, until one has been seen
 DISK_BYTES = 64 << 20
 
@@ -58,14 +58,14 @@ Tallies = dict[str, Tally]
 
 
 def campaign(
-    lives: Sequence[tuple[str, int, Sequence[str]]], random: Random, told: Callable[[str], None] = print
+    lives: Sequence[tuple[str, int, Sequence[str]]], random: Random, told: Callable[[str, Tallies, Sequence[str]], object]
 ) -> tuple[Tallies, list[str]]:
     """Live them all.
 
     Args:
         lives: subject, ranks and the kinds of its faults in their order.
         random: draws steps, ranks, bits.
-        told: of each life.
+        told: of each life, with what is returned so far.
 
     Returns:
         Tallies by kind, and the kinds that could not be tried here.
@@ -86,9 +86,10 @@ def campaign(
                 started = time.monotonic()
                 _live(subject, ranks, place, possible, references[name, ranks], random, tallies)
             seconds, bad = time.monotonic() - started, len(faults(tallies))
-            told(
+            line = (
                 f"[{number + 1}/{len(lives)}] {name}, {ranks} ranks, {len(possible)} faults: {seconds:.0f} s, {bad} wrong so far"
             )
+            told(line, tallies, sorted(left_out))
     return tallies, sorted(left_out)
 
 
