@@ -15,6 +15,7 @@ from random import Random
 
 from legw_hpc import runlog
 from tests.faults.campaign import Tallies, campaign, faults, table
+from tests.faults.job import Job
 from tests.faults.kinds import KINDS
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS
 
@@ -28,8 +29,14 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=204, help="how many (default: 204)")
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn (default: 1)")
     parser.add_argument("--to", type=Path, default=Path("results/faults.md"), help="default: results/faults.md")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # jobs and mounts go first
+
+    def end(number: int, frame: object) -> None:
+        Job.end_all()
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     random = Random(options.seed)
     kinds = list(itertools.islice(itertools.cycle(KINDS), options.faults))
     random.shuffle(kinds)
@@ -42,7 +49,7 @@ def main() -> None:
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     counts = " and ".join(map(str, sorted({ranks for _, ranks, _ in lives})))
     applications = ", ".join(f"`{subject.name}`" for subject in SUBJECTS.values())
-    command = f"python -m tests.faults --faults {options.faults} --seed {options.seed}"
+    command = f"python -m tests.faults --faults {options.faults} --seed {options.seed} --jobs {options.jobs}"
     where = f"{len(os.sched_getaffinity(0))} cores (4 ranks: oversubscribed)"
 
     def write(line: str, tallies: Tallies, left_out: Sequence[str]) -> None:
@@ -61,7 +68,7 @@ with a checkpoint every {CHECKPOINT_STEPS} steps; a rank that stops is told afte
 `make faults` (`{command}`), {when}, commit {commit}, {where}, {minutes:.0f} minutes, {line.partition("]")[0][1:]} runs.
 """)
 
-    tallies, _ = campaign(lives, random, write)
+    tallies, _ = campaign(lives, str(options.seed), write, options.jobs)
     print(f"\n{options.to.read_text()}", flush=True)
     found = faults(tallies)
     missed = sum(tally.missed for tally in tallies.values())

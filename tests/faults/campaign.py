@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,38 +59,47 @@ Tallies = dict[str, Tally]
 
 
 def campaign(
-    lives: Sequence[tuple[str, int, Sequence[str]]], random: Random, told: Callable[[str, Tallies, Sequence[str]], object]
+    lives: Sequence[tuple[str, int, Sequence[str]]],
+    seed: str,
+    told: Callable[[str, Tallies, Sequence[str]], object],
+    jobs: int = 1,
 ) -> tuple[Tallies, list[str]]:
     """Live them all.
 
     Args:
         lives: subject, ranks and the kinds of its faults in their order.
-        random: draws steps, ranks, bits.
+        seed: of the steps, ranks and bits that are drawn.
         told: of each life, with what is returned so far.
+        jobs: lives side by side.
 
     Returns:
         Tallies by kind, and the kinds that could not be tried here.
     """
     tallies = {kind: Tally() for kind in KINDS}
     left_out: set[str] = set()
-    with tempfile.TemporaryDirectory(prefix="legw-faults-") as top:
-        lives = [(name, ranks, sorted(kinds, key=lambda kind: KINDS[kind].moment != "first")) for name, ranks, kinds in lives]
-        references: dict[tuple[str, int], str] = {}
-        for number, (name, ranks, kinds) in enumerate(lives):
-            subject, place = SUBJECTS[name], Path(top) / f"life{number}"
-            if (name, ranks) not in references:
-                references[name, ranks] = _undisturbed(subject, ranks, Path(top) / f"{name}-{ranks}")
+    with tempfile.TemporaryDirectory(prefix="legw-faults-") as top, ThreadPoolExecutor(jobs) as pool:
+        pairs = sorted({(name, ranks) for name, ranks, _ in lives})
+        digests = pool.map(lambda pair: _undisturbed(SUBJECTS[pair[0]], pair[1], Path(top) / f"{pair[0]}-{pair[1]}"), pairs)
+        references = dict(zip(pairs, digests, strict=True))
+
+        def live(number: int) -> str:
+            name, ranks, kinds = lives[number]
+            kinds = sorted(kinds, key=lambda kind: KINDS[kind].moment != "first")
+            subject, place, started = SUBJECTS[name], Path(top) / f"life{number}", time.monotonic()
             with _file_system(place, any(kind in MOUNTED for kind in kinds)) as mounted:
                 possible = [kind for kind in kinds if mounted or kind not in MOUNTED]
-                left_out |= set(kinds) - set(possible)
+                left_out.update(set(kinds) - set(possible))
                 subject.make_data(place / "data")
-                started = time.monotonic()
-                _live(subject, ranks, place, possible, references[name, ranks], random, tallies)
-            seconds, bad = time.monotonic() - started, len(faults(tallies))
-            line = (
-                f"[{number + 1}/{len(lives)}] {name}, {ranks} ranks, {len(possible)} faults: {seconds:.0f} s, {bad} wrong so far"
-            )
-            told(line, tallies, sorted(left_out))
+                _live(subject, ranks, place, possible, references[name, ranks], Random(f"{seed} {number}"), tallies)
+            return f"{name}, {ranks} ranks, {len(possible)} faults: {time.monotonic() - started:.0f} s"
+
+        waiting = [pool.submit(live, number) for number in range(len(lives))]
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                told(f"[{done}/{len(lives)}] {future.result()}, {len(faults(tallies))} wrong so far", tallies, sorted(left_out))
+        finally:
+            for future in waiting:
+                future.cancel()
     return tallies, sorted(left_out)
 
 

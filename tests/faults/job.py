@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from legw_hpc import runlog
 from legw_hpc.launcher import local_ranks
@@ -43,7 +43,12 @@ class Job:
         place: its folder: PLACE/run is the run folder, PLACE/data the shards.
     """
 
+    living: ClassVar[list[Job]] = []
+    over: ClassVar[bool] = False  # nothing more is to be started
+
     def __init__(self, ranks: int, words: Sequence[str], place: Path):
+        if Job.over:
+            raise Missed
         self.size, self._words, self.place = ranks, words, place
         self.out, self.data, self.ballast = place / "run", place / "data", place / "ballast"
         self._said = place.with_name(f"{place.name}.said")  # beside, not on a disk that is to be full
@@ -54,6 +59,7 @@ class Job:
                 [*command, *train], env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT,
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
+        Job.living.append(self)
 
     def again(self) -> Job:
         """The same command once more."""
@@ -140,3 +146,10 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Leave no process of any job, and start no more."""
+        cls.over = True
+        for job in list(cls.living):
+            job.clear()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
 from tests.faults.campaign import campaign, faults, table
@@ -23,7 +21,7 @@ LIVES = {
 @pytest.mark.parametrize("name", LIVES)
 def test_a_run_survives_faults_to_the_bit(name: str) -> None:
     pytest.importorskip("horovod")
-    tallies, left_out = campaign([LIVES[name]], Random(name), lambda *_: None)
+    tallies, left_out = campaign([LIVES[name]], name, lambda *_: None)
     assert not faults(tallies), "\n\n".join(faults(tallies))
     tried, missed = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("tried", "missed"))
     assert tried + missed == len(LIVES[name][2]) - len(left_out), table(tallies, left_out)
