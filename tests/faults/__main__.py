@@ -20,7 +20,7 @@ from tests.faults.kinds import KINDS
 from tests.faults.subjects import CHECKPOINT_STEPS, STALL_SECONDS, SUBJECTS
 
 FAULTS_A_LIFE = 10
-MOST_MISSED = 0.05  # of all faults: what has not struck has shown nothing
+MOST_MISSED = 0.05  # of all faults (assumed): what has not struck has shown nothing
 RANKS = (2, 2, 4, 2)  # of one life after the other; 4 are oversubscribed on two cores
 
 

@@ -17,7 +17,7 @@ from legw_hpc.errors import EXIT_INPUT, EXIT_RESUME, EXIT_STALLED
 from tests.faults.job import POLL_SECONDS, Hang, Job, Missed
 from tests.faults.subjects import CHECKPOINT_STEPS
 
-# Seconds that a strike waits for its moment, and for all ranks to be there.
+# Seconds that a strike waits for its moment, and for all ranks to be there (assumed).
 MOMENT_SECONDS = 60.0
 RANKS_SECONDS = 30.0
 
