@@ -2,7 +2,7 @@
 # make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
 # make test     ... and run all checks and tests
 # make test-slurm     the job scripts on a SLURM that answers here
-# make faults   200 faults, each followed by a resume: about 40 minutes, results/faults.md
+# make faults   216 faults, each followed by a resume: about 45 minutes, results/faults.md
 # make fuzz     the readers of files under a fuzzer, a million inputs: results/fuzz.md
 # make results  draw every page of results/ again from the logs kept there; nothing is trained
 # make bench    ... and run the quick set of benchmarks, about 5 minutes; make bench-check: is any slower than recorded?

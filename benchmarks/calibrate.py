@@ -83,6 +83,7 @@ def measured(bench: Bench, recipe: str, words: list[str], note: str, before: Per
         cycle_ms=Number(cycle, cycle, cycle, "HOROVOD_CYCLE_TIME, or Horovod's default"),
         start_s=number(comm.gather(ready), False),
         compute=tables,
+        **({"overlap": before.overlap} if before else {}),
     )
 
 

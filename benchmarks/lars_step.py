@@ -18,10 +18,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks.measure import Bench, Case, Goal, Outcome, nothing, run
+from legw_hpc.gradients import FlatGradients
 from legw_hpc.models.resnet import resnet50
 from legw_hpc.optim import parameter_groups
 from legw_hpc.optim.lars import LARS
-from legw_hpc.trainer import FlatGradients
 
 OURS, SGD, COPY, ADD = "ours", "torch SGD(fused), momentum", "copy of 102 MB", "102 MB added to as many, in place"
 LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4

@@ -134,6 +134,8 @@ class Recipe:
         threads: per rank; 0 shares the cores of the node among its ranks, and no rank takes more than any other.
         input_threads: per rank, to decode images; 0 is as many as `threads`.
         log_every: seconds between lines of the run log.
+        exchange_pieces: the gradient is summed over ranks in so many pieces, each while the last micro-batch's backward pass
+            goes on to the next; 1 is one sum after it (gradients.py).
         noise_scale: log the gradient noise scale (noise.py), on 2 ranks or more; a pass over the gradient a step.
         stall_minutes: that a rank waits for the others in one exchange before the run is ended; three times as many at one
             place without a micro-batch, twelve times before the first; 0 is for ever.
@@ -172,6 +174,7 @@ class Recipe:
     threads: int = 0
     input_threads: int = 0
     log_every: float = 5.0
+    exchange_pieces: int = 1
     noise_scale: bool = False
     stall_minutes: float = 5.0  # assumed: longer than rank 0 takes to write a checkpoint
 
@@ -211,6 +214,7 @@ class Recipe:
             "threads",
             "input_threads",
             "log_every",
+            "exchange_pieces",
             "noise_scale",
             "stall_minutes",
             "max_steps",
@@ -282,6 +286,7 @@ def _prefixes(key: str) -> Iterator[str]:
 def _check(recipe: Recipe) -> None:
     at_least = {
         "batch": 1, "micro_batch": 0, "max_steps": 0, "curvature_every": 0, "threads": 0, "clip_norm": 0, "seed": 0,
+        "exchange_pieces": 1,
         "data.train_samples": 1, "data.window": 0, "input_threads": 0, "checkpoint.every_steps": 0,
         "checkpoint.every_minutes": 0, "stall_minutes": 0, "checkpoint.keep": 1,
         "fixed_warmup_epochs": 0, "warmup_epochs": 0, "growth.factor": 2,

@@ -1,4 +1,4 @@
-"""The loop: accumulate over micro-batches, one exchange over ranks, clip, step.
+"""The loop: accumulate over micro-batches, exchange over ranks, clip, step.
 
 Each rank sums the loss of its part of the global batch, divided by the size of the whole, so the
 sum over ranks is the gradient of the mean loss: the same on any number of ranks, but for rounding
@@ -24,43 +24,8 @@ from legw_hpc.data.loader import Step
 from legw_hpc.data.order import part
 from legw_hpc.derived import Derived
 from legw_hpc.errors import Diverged
-from legw_hpc.models.batch_norm import StepStatistics
+from legw_hpc.gradients import Exchange, FlatGradients
 from legw_hpc.precision import Precision
-
-
-class FlatGradients:
-    """The gradients of all parameters as views of one buffer, so that one exchange takes them all.
-
-    Behind them travel the sums of layers that learn from the whole batch (batch norm), and four
-    numbers: the loss, how many ranks ask to stop and to save, and what the noise scale is made of.
-
-    Args:
-        model: its trainable parameters are float32, dense, on one device.
-    """
-
-    def __init__(self, model: nn.Module):
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.learners = [module for module in model.modules() if isinstance(module, StepStatistics)]
-        size = sum(p.numel() for p in parameters)
-        sums = [module.sums.numel() for module in self.learners]
-        self.buffer = torch.zeros(size + sum(sums) + 4, device=parameters[0].device)
-        self.gradients, statistics, tail = self.buffer.split([size, sum(sums), 4])
-        self.loss, self.asked, self.spread, self.tail = tail[0], tail[1:3], tail[3], tail
-        for module, values in zip(self.learners, statistics.split(sums), strict=True):
-            module.sums = values.view_as(module.sums)
-        self._parameters = parameters
-        for p, view in zip(parameters, self.views(self.gradients), strict=True):
-            p.grad = view
-
-    def views(self, flat: Tensor) -> Iterator[Tensor]:
-        """Each parameter's part of a tensor that is laid out as `gradients`, in its shape.
-
-        It has the parameter's own strides: a channels_last weight keeps a channels_last gradient.
-        """
-        start = flat.storage_offset()
-        for p in self._parameters:
-            yield torch.as_strided(flat, p.size(), p.stride(), start)
-            start += p.numel()
 
 
 @dataclass
@@ -148,6 +113,7 @@ def train(
         Diverged: the loss or gradient is not finite, on every rank at the same step.
     """
     flat, recipe = FlatGradients(model), derived.recipe
+    exchange = Exchange(flat, comm, recipe.exchange_pieces, measures=recipe.noise_scale)
     model.train()
     clock = time.perf_counter
     asked = start = clock()
@@ -160,7 +126,7 @@ def train(
                 group["epoch"] = derived.course.epoch(step.number)
         # For a model that draws from torch (PtbLSTM's dropout draws by row instead): resume needs no state.
         seed(flat.buffer.device, recipe.seed, step.number, comm.rank)
-        flat.buffer.zero_()
+        exchange.begin()
         if step.first:
             carried.clear()
         scale = precision.scale
@@ -170,6 +136,8 @@ def train(
             with precision.autocast():
                 loss, after = app.loss(model, carried[number] if number < len(carried) else None, *tensors)
             loss = loss / step.samples
+            if number + 1 == step.parts:
+                exchange.arm()
             (loss * scale if scale != 1 else loss).backward()
             flat.loss += loss.detach()
             if after is not None:
@@ -177,13 +145,14 @@ def train(
             comm.beats += 1
             told(number + 1)
             asked = clock()
+        exchange.start()
         flat.asked.copy_(torch.tensor(asks()))
         items = step.samples // (recipe.data.window or 1)
         if recipe.noise_scale:
             weight = noise.weight(items, len(part(items, comm.rank, comm.size)))
-            flat.spread.copy_((torch.linalg.vector_norm(flat.gradients) / scale).square() * weight)
+            flat.spread.copy_(exchange.squares / scale**2 * weight)
         computed = clock()
-        comm.sum_(flat.buffer)
+        exchange.finish()
         exchanged = clock()
         if scale != 1:
             flat.gradients.div_(scale)

@@ -13,13 +13,13 @@ import pytest
 from legw_hpc import apps, sweep
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
+from legw_hpc.gradients import FlatGradients
 from legw_hpc.plan import calibration
 from legw_hpc.plan.forecast import Forecast, forecast
 from legw_hpc.plan.gradient import gradient_bytes, parameters, update_passes
 from legw_hpc.plan.model import Work, step
 from legw_hpc.recipe import SOLVERS, available, load
 from legw_hpc.submit import machine as machines
-from legw_hpc.trainer import FlatGradients
 from tests.conftest import Cli
 
 RESNET = "imagenet-resnet50"
@@ -79,6 +79,9 @@ REFUSED = {
     "negative": ("jitter.best=-1", r"jitter must be at least 0, not -1"),
     "infinite": ("jitter.worst=inf", r"jitter must be finite"),
     "not a value": ("jitter.likely=nan", r"jitter must be finite"),
+    "overlap of more than all": ("overlap.best=1.5", r"overlap is a share, not 1\.5"),
+    "beyond any machine": ("jitter.worst=1e308", r"jitter must be between 1e-15 and 1e15"),
+    "next to nothing": ("network.gb_per_s.worst=1e-320", r"network\.gb_per_s must be between 1e-15 and 1e15"),
     "no source": ('jitter.source=""', r"jitter\.source is empty"),
     "precisions missing": (f"compute.{RESNET}=1", rf"compute\.{RESNET} must be a table of precisions"),
 }
@@ -117,6 +120,36 @@ def test_a_forecast_is_the_models_step_times_the_runs_steps() -> None:
     assert row.hours.likely == pytest.approx((30 + 3600 * seconds) / 3600)
     assert row.node_hours.likely == 256 * row.hours.likely
     assert (row.ranks, row.share, row.jobs) == (512, 64, 1)
+
+
+def test_pieces_hide_the_exchange_where_the_machine_lets_them() -> None:
+    def at(*words: str, numbers: tuple[str, ...] = ()) -> list[float]:
+        return [split.exchange for split in made(32768, "skylake", (512,), *words, numbers=numbers).rows[0].splits]
+
+    after, behind, few = at(), at("exchange_pieces=8"), at("exchange_pieces=2")
+    assert all(left < all_ for left, all_ in zip(behind, after, strict=True))
+    assert behind[1] < few[1]
+    nothing = ("overlap.best=0", "overlap.likely=0", "overlap.worst=0")
+    assert at("exchange_pieces=8", numbers=nothing) == after
+    assert at("exchange_pieces=8", "comm=mpi") == at("comm=mpi")
+
+
+# Machine, nodes, batch, micro-batch, samples/s, from benchmarks/published.toml: with other software, which overlapped.
+PUBLISHED = {
+    "You 2018, 512 KNL": ("knl", 512, 32768, 32, 32029),
+    "Nurion, 512 KNL": ("knl", 512, 32768, 32, 32136),
+    "You 2018, 2,048 KNL": ("knl", 2048, 32768, 8, 96088),
+    "Nurion, 2,048 KNL": ("knl", 2048, 32768, 8, 83554),
+    "SURFsara, 64 Skylake nodes": ("skylake", 64, 4096, 32, 6303),
+    "SURFsara, 448 Skylake nodes": ("skylake", 448, 14336, 16, 32029),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_range_has_what_was_published(name: str) -> None:
+    machine, nodes, batch, micro_batch, published = PUBLISHED[name]
+    row = made(batch, machine, (nodes,), f"micro_batch={micro_batch}", "exchange_pieces=8").rows[0]
+    assert row.samples_per_s.worst <= published <= row.samples_per_s.best, row.samples_per_s
 
 
 def test_charge_and_the_ranges_order() -> None:

@@ -200,9 +200,9 @@ def test_what_is_left_of_the_exchange_is_that_of_the_pipeline(n: float, backward
     def seconds(size: float) -> float:
         return ring(size, 4, link)
 
-    found = left(n, n, backward, seconds)
+    found = left(n, [1 << i for i in range(8)], backward, seconds)
     assert found == pytest.approx(min(simulated(n, 1 << i, backward, seconds) for i in range(8)), rel=1e-6, abs=1e-9 * backward)
-    assert left(n, n / 3, backward, seconds) >= found * (1 - 1e-9)
+    assert left(n, [4], backward, seconds) == pytest.approx(simulated(n, 4, backward, seconds), rel=1e-6, abs=1e-9 * backward)
 
 
 @given(works, speeds, st.integers(1, 8))

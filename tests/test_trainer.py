@@ -17,10 +17,11 @@ from legw_hpc.data.order import Shuffled
 from legw_hpc.data.shards import Shards
 from legw_hpc.derived import Derived, derive
 from legw_hpc.errors import Diverged
+from legw_hpc.gradients import FlatGradients
 from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import FIRST_SCALE, Precision
 from legw_hpc.recipe import load
-from legw_hpc.trainer import FlatGradients, Timing, evaluate, train
+from legw_hpc.trainer import Timing, evaluate, train
 
 CPU = torch.device("cpu")
 APP = application("mnist-lstm")
@@ -105,7 +106,7 @@ def test_what_rows_carry_starts_anew_with_each_epoch() -> None:
         return model(x).sum(), x
 
     net = nn.Linear(1, 1)
-    steps = iter(Step(i, i % 3 == 0, 1, iter([(torch.tensor([[float(i)]]),)])) for i in range(7))
+    steps = iter(Step(i, i % 3 == 0, 1, 1, iter([(torch.tensor([[float(i)]]),)])) for i in range(7))
     app = dataclasses.replace(APP, loss=loss)
     assert len(list(train(app, net, torch.optim.SGD(net.parameters(), 0.1), steps, derived(), Serial(), **fresh()))) == 7
     assert seen == [None, 0.0, 1.0, None, 3.0, 4.0, None]
@@ -139,7 +140,7 @@ def test_divergence_names_step_epoch_and_lr(broken: str) -> None:
 
     model = Broken()
     app = dataclasses.replace(APP, loss=lambda m, carried, x: (m(x), None))
-    steps = iter(Step(i, False, 1, iter([(torch.tensor([float(i)]),)])) for i in range(5))
+    steps = iter(Step(i, False, 1, 1, iter([(torch.tensor([float(i)]),)])) for i in range(5))
     loop = train(app, model, torch.optim.SGD(model.parameters(), 0.1), steps, derived(), Serial(), **fresh())
     assert [next(loop).step for _ in range(3)] == [1, 2, 3]
     with pytest.raises(Diverged, match=r"step 3 \(epoch 0\.750, lr 0\.0"):
@@ -166,7 +167,7 @@ def test_reduced_precision_stays_near(shards: Path, precision: str, tolerance: f
 def test_an_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
     net = nn.Linear(1, 1, bias=False)
     app = dataclasses.replace(APP, loss=lambda m, carried, x: (0.1 * m(x).float().sum(), None))
-    steps = iter(Step(i, False, 1, iter([(torch.tensor([[x]]),)])) for i, x in enumerate((0.1, 1e3, 0.1)))
+    steps = iter(Step(i, False, 1, 1, iter([(torch.tensor([[x]]),)])) for i, x in enumerate((0.1, 1e3, 0.1)))
     state = fresh("fp16")
     before = net.weight.item()
     done = []
@@ -189,6 +190,6 @@ def test_an_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
 def test_a_loss_that_is_no_number_is_no_overflow_of_the_scale(precision: str, value: float) -> None:
     net = nn.Linear(1, 1, bias=False)
     app = dataclasses.replace(APP, loss=lambda m, carried, x: (m(x).float().sum() * value, None))
-    steps = iter([Step(0, False, 1, iter([(torch.tensor([[0.1]]),)]))])
+    steps = iter([Step(0, False, 1, 1, iter([(torch.tensor([[0.1]]),)]))])
     with pytest.raises(Diverged, match="diverged at step 0"):
         next(train(app, net, torch.optim.SGD(net.parameters(), 0.1), steps, derived(), Serial(), **fresh(precision)))

@@ -6,8 +6,9 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,14 @@ class Comm:
     def sum_(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over all ranks, in place."""
         raise TypeError("a backend defines sum_")
+
+    def start_sum_(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin a `sum_`, of which several may go on; what is returned ends it, and nobody touches the tensor until then.
+
+        Ranks may begin their sums in any order, and end them in the same one.  A backend that cannot sum while its caller
+        computes sums at the end.
+        """
+        return partial(self.sum_, tensor)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, in the order of the ranks, on every rank."""

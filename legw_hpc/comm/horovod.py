@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 # A rank that dies or stalls must not burn the allocation: Horovod warns of a stall after 60 s and by
 # default never ends.  Read when it starts, so set before; a value of the user's wins.
 os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "1800")  # assumed: after our own watchdog, which names the rank
+# Requests that are ready at the same moment would be summed as one buffer, and how a ring adds up an element depends on its
+# place in that: the bits of a sum would depend on time.
+os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
 
 import horovod
 import horovod.torch as hvd
@@ -28,7 +33,7 @@ from legw_hpc.launcher import Launch
 
 
 class Horovod(Comm):
-    """One fused allreduce a call; rank and size are Horovod's own."""
+    """One allreduce a call; rank and size are Horovod's own."""
 
     name = "horovod"
 
@@ -42,8 +47,12 @@ class Horovod(Comm):
         check_counts(launch, **counts)
 
     def sum_(self, tensor: Tensor) -> None:
+        self.start_sum_(tensor)()
+
+    def start_sum_(self, tensor: Tensor) -> Callable[[], None]:
         # The name makes it the same cached request every time, whatever the order of other calls.
-        hvd.allreduce_(tensor, op=hvd.Sum, name=f"sum.{tuple(tensor.shape)}.{tensor.dtype}")
+        name = f"sum.{tensor.storage_offset()}.{tuple(tensor.shape)}.{tensor.dtype}"
+        return partial(hvd.synchronize, hvd.allreduce_async_(tensor, op=hvd.Sum, name=name))
 
     def broadcast_(self, tensor: Tensor) -> None:
         hvd.broadcast_(tensor, root_rank=0, name=f"broadcast.{tuple(tensor.shape)}.{tensor.dtype}")

@@ -35,13 +35,15 @@ class Step:
         number: the step, counted from 0 over the whole run.
         first: is it the first of its epoch, where what is carried from step to step starts anew.
         samples: the samples of the global batch, over all ranks.
-        micro_batches: this rank's, to be taken before the next step; there may be none at the end of
-            an epoch, when there are more ranks than samples left.
+        parts: the micro-batches of this rank; there may be none at the end of an epoch, when there are more ranks than
+            samples left.
+        micro_batches: to be taken before the next step.
     """
 
     number: int
     first: bool
     samples: int
+    parts: int
     micro_batches: Iterator[tuple[Tensor, ...]]
 
 
@@ -90,7 +92,7 @@ def train_steps(
     try:
         for number, starts, count, parts in stream:
             micro_batches = (_arrive(tensors, device) for tensors in itertools.islice(stream, parts))
-            yield Step(number, starts, count, micro_batches)
+            yield Step(number, starts, count, parts, micro_batches)
             for _ in micro_batches:  # what the caller left
                 pass
     finally:

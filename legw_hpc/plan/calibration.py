@@ -21,6 +21,8 @@ from legw_hpc.submit.machine import MACHINES, Machine
 
 FOLDER = "performance"
 CASES = ("best", "likely", "worst")
+# No quantity in its unit is beyond (assumed); what is would only overflow elsewhere.
+LARGEST = 1e15
 MEASURE = "python -m benchmarks.calibrate RECIPE ... --to FILE"
 
 
@@ -94,6 +96,7 @@ class Performance:
         jitter: standard deviation over ranks of the time to compute a step, as a share of it.
         cycle_ms: between two looks of Horovod's thread (HOROVOD_CYCLE_TIME).
         start_s: from the start of a job to its first step.
+        overlap: share of the exchange that goes on behind the backward pass, where exchange_pieces lets it.
         compute: RECIPE.PRECISION -> `Compute`.
     """
 
@@ -103,6 +106,7 @@ class Performance:
     cycle_ms: Number
     start_s: Number
     compute: Mapping[str, Any]
+    overlap: Number = Number(1.0, 0.5, 0.0, "assumed")
 
     def speeds(self, recipe: Recipe, machine: Machine) -> dict[str, Speeds]:
         """For the model, in SI units: the best, the likely and the worst case.
@@ -175,7 +179,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Performance:
     for field in ("network", "memory"):
         for inner in fields(getattr(made, field)):
             _check(getattr(getattr(made, field), inner.name), where, f"{field}.{inner.name}")
-    for field in ("jitter", "cycle_ms", "start_s"):
+    for field in ("jitter", "cycle_ms", "start_s", "overlap"):
         _check(getattr(made, field), where, field)
     for recipe, by_precision in made.compute.items():
         if not isinstance(by_precision, Mapping):
@@ -200,13 +204,17 @@ def _compute(table: Any, where: str, key: str) -> Compute:
 def _check(number: Number, where: str, key: str) -> None:
     """More is better of what is counted by the second, less of all else."""
     values = [number.best, number.likely, number.worst]
-    more = key.endswith("_per_s")
+    more = key.endswith("_per_s") or key == "overlap"
     if not all(map(math.isfinite, values)):
         raise InputError(f"{where}: {key} must be finite, not {values[0]:g}, {values[1]:g}, {values[2]:g}")
     if sorted(values, reverse=more) != values:
         order = "best >= likely >= worst" if more else "best <= likely <= worst"
         raise InputError(f"{where}: {key} must be {order}, not {values[0]:g}, {values[1]:g}, {values[2]:g}")
-    if min(values) < 0 or (more and not min(values)):
+    if min(values) < 0 or (key.endswith("_per_s") and not min(values)):
         raise InputError(f"{where}: {key} must be {'positive' if more else 'at least 0'}, not {min(values):g}")
+    if key == "overlap" and max(values) > 1:
+        raise InputError(f"{where}: overlap is a share, not {max(values):g}")
+    if max(values) > LARGEST or 0 < min(values) < 1 / LARGEST:
+        raise InputError(f"{where}: {key} must be between 1e-15 and 1e15, not {values[0]:g}, {values[1]:g}, {values[2]:g}")
     if not number.source:
         raise InputError(f"{where}: {key}.source is empty: a publication, measured, derived or assumed")

@@ -13,6 +13,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.plan.calibration import CASES, Performance
 from legw_hpc.plan.gradient import gradient_bytes, update_passes
 from legw_hpc.plan.model import Split, Work, step
+from legw_hpc.recipe import Recipe
 from legw_hpc.submit.job import check
 from legw_hpc.submit.machine import Machine, seconds
 
@@ -106,10 +107,12 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
     if wrong := [n for n in nodes if not 1 <= n <= machine.nodes]:
         raise InputError(f"--nodes {wrong[0]}: machine {machine.name} gives a job 1 to {machine.nodes} nodes")
     speeds = performance.speeds(recipe, machine)
-    works = [
-        (steps, Work(batch, recipe.most_at_once, gradient_bytes(recipe), update_passes(recipe)))
-        for steps, batch in derived.steps_by_batch()
-    ]
+    steps_by_batch = derived.steps_by_batch()
+    # By case: its share of overlap.
+    works = {
+        case: [(steps, _work(recipe, batch, getattr(performance.overlap, case))) for steps, batch in steps_by_batch]
+        for case in CASES
+    }
     wanted = sorted(set(nodes)) or [1 << i for i in range(machine.nodes.bit_length())]
     rows: list[Row] = []
     for count in wanted:
@@ -119,9 +122,9 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
             continue
         row = Row(count, ranks, recipe.batch / ranks, (refused,) if refused else ())
         if not refused:
-            splits = tuple(step(works[0][1], count, machine.ranks, speeds[case]) for case in CASES)
+            splits = tuple(step(works[case][0][1], count, machine.ranks, speeds[case]) for case in CASES)
             start = [getattr(performance.start_s, case) for case in CASES]
-            training = [sum(n * step(work, count, machine.ranks, speeds[case]).step for n, work in works) for case in CASES]
+            training = [sum(n * step(work, count, machine.ranks, speeds[case]).step for n, work in works[case]) for case in CASES]
             hours = Range.of([(s + t) / 3600 for s, t in zip(start, training, strict=True)])
             row = dataclasses.replace(
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
@@ -134,6 +137,19 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
         return Forecast(derived, machine, 0, tuple(rows))
     judged = (_judged(row, base, recipe.most_at_once, speeds["likely"].half_batch, machine.walltime) for row in rows)
     return Forecast(derived, machine, base.nodes, tuple(judged))
+
+
+def _work(recipe: Recipe, batch: int, overlap: float) -> Work:
+    """Of a step.
+
+    Args:
+        overlap: of the machine, where the exchange is in several pieces.
+    """
+    pieces = recipe.exchange_pieces
+    return Work(
+        batch, recipe.most_at_once, gradient_bytes(recipe), update_passes(recipe),
+        overlap=overlap if pieces > 1 and recipe.comm != "mpi" else 0.0, pieces=pieces,
+    )  # fmt: skip
 
 
 def _refused(derived: Derived, machine: Machine, nodes: int) -> str:

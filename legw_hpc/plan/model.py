@@ -10,7 +10,7 @@ trusted (benchmarks/published.py, results/plan.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import NormalDist
 
@@ -58,7 +58,8 @@ class Work:
         gradient: bytes that are summed.
         passes: of the update, each over as many bytes as the gradient has.
         overlap: share of the exchange that goes on behind the backward pass where it can; 0 is one exchange
-            after it, as in this package.
+            after it.
+        pieces: in which the gradient is summed then (gradients.py); 0 is tensor by tensor, as Horovod puts them together.
         fusion: bytes that Horovod puts together at most.
     """
 
@@ -67,6 +68,7 @@ class Work:
     gradient: float
     passes: float = 0.0
     overlap: float = 0.0
+    pieces: int = 0
     fusion: float = 128 * 2**20
 
 
@@ -147,8 +149,13 @@ def exchange(work: Work, nodes: int, local: int, speeds: Speeds) -> float:
         return after
     last = min(work.micro_batch, work.batch / (nodes * local))  # the gradient is complete in the last micro-batch
     backward = BACKWARD * compute(last, work.micro_batch, speeds)
-    # Tensor by tensor, it is copied into Horovod's buffer and back.
-    behind = left(work.gradient, work.fusion, backward, lambda n: told + seconds(n) + 2 * n / speeds.memory_per_s)
+    if work.pieces:
+        many, copied = [work.pieces], 0.0
+    else:  # it is copied into Horovod's buffer and back
+        powers = [1 << i for i in range(BUCKETS.bit_length())]
+        many = [m for m in powers if work.gradient / m <= work.fusion] or [math.ceil(work.gradient / work.fusion)]
+        copied = 2 / speeds.memory_per_s
+    behind = left(work.gradient, many, backward, lambda n: told + seconds(n) + copied * n)
     return work.overlap * min(after, behind) + (1 - work.overlap) * after
 
 
@@ -166,7 +173,7 @@ def requests(nodes: int, local: int, speeds: Speeds) -> float:
     return max(speeds.cycle, vector) / 2 + vector
 
 
-def left(n: float, fusion: float, backward: float, seconds: Callable[[float], float]) -> float:
+def left(n: float, many: Sequence[int], backward: float, seconds: Callable[[float], float]) -> float:
     """What is left of the exchange when the backward pass ends, in m buckets that are ready at an even pace.
 
     One thread sums one bucket after another, bucket i when it is ready and the one before is done:
@@ -174,17 +181,14 @@ def left(n: float, fusion: float, backward: float, seconds: Callable[[float], fl
         done_i = max(i/m backward, done_(i-1)) + T(n/m)
         left = done_m - backward = max(T(n/m), m T(n/m) - (1 - 1/m) backward)
 
-    the second by induction, since the maximum over i is at one of its ends.  m is the best power of two
-    among those with buckets of at most the fusion threshold: what cycle and threshold are tuned for.
+    the second by induction, since the maximum over i is at one of its ends.
 
     Args:
         n: bytes of the gradient.
-        fusion: bytes that are summed at once, at most.
+        many: numbers of buckets, of which the best counts: what Horovod's cycle and threshold are tuned for.
         backward: seconds of the pass.
         seconds: T, of a sum of so many bytes.
     """
-    powers = [1 << i for i in range(BUCKETS.bit_length())]
-    many = [m for m in powers if n / m <= fusion] or [math.ceil(n / fusion)]
     return min(max(seconds(n / m), m * seconds(n / m) - (1 - 1 / m) * backward) for m in many)
 
 

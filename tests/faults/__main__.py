@@ -26,7 +26,7 @@ RANKS = (2, 2, 4, 2)  # of one life after the other; 4 are oversubscribed on two
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--faults", type=int, default=204, help="how many (default: 204)")
+    parser.add_argument("--faults", type=int, default=216, help="how many (default: 216)")
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn (default: 1)")
     parser.add_argument("--to", type=Path, default=Path("results/faults.md"), help="default: results/faults.md")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")

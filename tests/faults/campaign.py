@@ -242,13 +242,14 @@ def table(tallies: Tallies, left_out: Sequence[str]) -> str:
     ]
     for kind, tally in tallies.items():
         if tally.tried:
-            lost = f"{statistics.median(tally.lost):g} ({max(tally.lost)})" if tally.lost else ""
+            again = f"{statistics.median(tally.lost):g} ({max(tally.lost)})" if tally.lost else ""
             seconds = f"{statistics.median(tally.seconds):.1f} ({max(tally.seconds):.1f})" if tally.seconds else ""
-            lines.append(f"| {kind} | {tally.tried} | {tally.survived} | {lost} | {seconds} |")
+            lines.append(f"| {kind} | {tally.tried} | {tally.survived} | {again} | {seconds} |")
     every = tallies.values()
     tried, survived = sum(t.tried for t in every), sum(t.survived for t in every)
     hung, wrong = sum(len(t.hung) for t in every), sum(len(t.wrong) for t in every)
-    lines += ["", f"{tried} faults tried, {survived} survived, {hung} hangs, {wrong} wrong results."]
+    lost = sum(sum(t.lost) for t in every)
+    lines += ["", f"{tried} faults tried, {survived} survived, {lost} steps lost in all, {hung} hangs, {wrong} wrong results."]
     if missed := sum(t.missed for t in every):
         lines += [f"{missed} more came too late: the run had ended."]
     lines += [f"Not tried here: {', '.join(left_out)}."] if left_out else []

@@ -24,6 +24,10 @@ END_SECONDS = 30.0
 EVALUATE_EPOCHS = 2
 TAIL_BYTES = 4096
 POLL_SECONDS = 0.005
+# What Open MPI's launcher says when it has not come up itself (seen with two of them started at about the same time): no rank
+# was there, so there is nothing of ours to be judged; it is started again, so many times in all.
+NOT_LAUNCHED = "PMIx server's listener thread failed to start"
+LAUNCHES = 4
 
 
 class Hang(Exception):
@@ -47,19 +51,27 @@ class Job:
     over: ClassVar[bool] = False  # nothing more is to be started
 
     def __init__(self, ranks: int, words: Sequence[str], place: Path):
-        if Job.over:
-            raise Missed
         self.size, self._words, self.place = ranks, words, place
         self.out, self.data, self.ballast = place / "run", place / "data", place / "ballast"
         self._said = place.with_name(f"{place.name}.said")  # beside, not on a disk that is to be full
-        command, environment = local_ranks(ranks)
-        train = [sys.executable, "-m", "legw_hpc", "train", *words, f"data.dir={self.data}", f"out={self.out}"]
+        for _ in range(LAUNCHES):
+            self.process = self._launched()
+            Job.living.append(self)
+            while self.runs() and not self.ranks():
+                time.sleep(POLL_SECONDS)
+            if self.runs() or NOT_LAUNCHED not in " ".join(self.said().split()):
+                break
+
+    def _launched(self) -> subprocess.Popen[bytes]:
+        if Job.over:
+            raise Missed
+        command, environment = local_ranks(self.size)
+        train = [sys.executable, "-m", "legw_hpc", "train", *self._words, f"data.dir={self.data}", f"out={self.out}"]
         with self._said.open("wb") as file:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [*command, *train], env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT,
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
-        Job.living.append(self)
 
     def again(self) -> Job:
         """The same command once more."""

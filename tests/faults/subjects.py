@@ -45,12 +45,13 @@ def _subject(name: str, epochs: int, steps_per_epoch: int, *words: str) -> Subje
     return Subject(name, (name, *words, f"epochs={epochs}", *COMMON), epochs * steps_per_epoch)
 
 
-# Each takes some 10 seconds on 2 ranks.  Batches that divide nothing evenly; dropout, clipping, batch norm, LARS.
+# Each takes some 10 seconds on 2 ranks.  Batches that divide nothing evenly; dropout, clipping, batch norm, LARS; a gradient
+# that is summed while the backward pass goes on.
 SUBJECTS = {
     "mnist": _subject("mnist-lstm", 60, 4, "data.train_samples=300", "batch=96", "micro_batch=16"),
     "ptb": _subject(
         "ptb-lstm", 40, 12, "data.train_samples=1950", "data.window=8", "options.vocabulary=31", "options.hidden=12",
         "batch=20", "micro_batch=6", "options.dropout=0.2", "clip_norm=0.1",
     ),
-    "resnet": _subject("cifar10-resnet20", 12, 7, "data.train_samples=300", "batch=46", "micro_batch=8"),
+    "resnet": _subject("cifar10-resnet20", 12, 7, "data.train_samples=300", "batch=46", "micro_batch=8", "exchange_pieces=4"),
 }  # fmt: skip

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import time
 from contextlib import nullcontext
+from random import Random
 from typing import Any
 
 import torch
@@ -43,6 +44,27 @@ def collectives(backend: str) -> dict[str, Any]:
             "bytes": hashlib.sha256(data).hexdigest(),
             "nothing": len(nothing),
         }
+    finally:
+        comm.close()
+
+
+def pieces(backend: str) -> int:
+    """How many different sums of the same pieces there are, when they are begun in any order and after any time."""
+    comm = connect(backend)
+    own = Random(comm.rank)  # each rank its own order and times
+    generator = torch.Generator().manual_seed(comm.rank)
+    values = torch.randn(5, 3000, generator=generator)
+    found = set()
+    try:
+        for _ in range(30):
+            buffer, ends = values.clone(), {}
+            for number in own.sample(range(5), 5):
+                time.sleep(0.002 * own.random())
+                ends[number] = comm.start_sum_(buffer[number])
+            for number in range(5):
+                ends[number]()
+            found.add(hashlib.sha256(buffer.numpy().tobytes()).hexdigest())
+        return len(found)
     finally:
         comm.close()
 
