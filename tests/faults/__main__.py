@@ -52,9 +52,15 @@ def main() -> None:
     command = f"python -m tests.faults --faults {options.faults} --seed {options.seed} --jobs {options.jobs}"
     where = f"{len(os.sched_getaffinity(0))} cores (4 ranks: oversubscribed)"
 
+    told: list[str] = []
+
     def write(line: str, tallies: Tallies, left_out: Sequence[str]) -> None:
         """The page, as far as the campaign is."""
         print(line, flush=True)
+        for text in faults(tallies):  # at once: the whole takes most of an hour
+            if text not in told:
+                print(text, flush=True)
+                told.append(text)
         minutes = (time.monotonic() - started) / 60
         options.to.write_text(f"""# Faults, and what came of them
 
