@@ -246,6 +246,10 @@ def _sweep(options: argparse.Namespace) -> None:
         run = not options.draw
         sweep.sweep(options.recipe, options.overrides, options.to, ranks=options.ranks, jobs=options.jobs, run=run)
         return
+    if options.draw:
+        raise errors.InputError(
+            f"--draw with --machine {options.machine}: --draw alone writes table and plot of what is finished"
+        )
     if options.nodes is None:
         raise errors.InputError(f"--machine {options.machine}: how many nodes does each task take? --nodes N")
     words = ["submit", options.recipe, *options.overrides, "--array", f"--to={options.to}"]

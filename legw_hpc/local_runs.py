@@ -36,10 +36,10 @@ def train(cells: Sequence[Cell], to: Path, ranks: int, jobs: int, ended: Callabl
         ended: told of each cell, in the order in which they end.
 
     Raises:
-        InputError: a cell that cannot be trained; the others are stopped after a checkpoint.
+        InputError: cells that could not be trained, once all others are through.
         Interrupted: told to stop; the runs have written checkpoints, and the same call goes on.
     """
-    slots = _slots(ranks, jobs)
+    slots, failed = _slots(ranks, jobs), list[str]()
     waiting, running = deque(cells), dict[subprocess.Popen[bytes], tuple[Cell, set[int]]]()
     with _interruptible():
         try:
@@ -51,12 +51,17 @@ def train(cells: Sequence[Cell], to: Path, ranks: int, jobs: int, ended: Callabl
                 for process in [process for process in running if process.poll() is not None]:
                     cell, cores = running.pop(process)
                     slots.append(cores)
-                    _check(cell, process.returncode, to)
-                    ended(cell)
+                    if why := _failure(cell, process.returncode, to):
+                        print(f"legw-hpc: {why}", file=sys.stderr, flush=True)
+                        failed.append(cell.name)
+                    else:
+                        ended(cell)
         except KeyboardInterrupt:
             raise errors.Interrupted("stopped; the same command goes on from there") from None
         finally:
             _stop(list(running))
+    if failed:
+        raise InputError(f"{len(failed)} of {len(cells)} cells failed, as told above; the same command tries them again")
 
 
 def _slots(ranks: int, jobs: int) -> list[set[int]]:
@@ -91,14 +96,16 @@ def _output(cell: Cell, to: Path) -> Path:
     return to / cell.name / JOBS / "local.out"
 
 
-def _check(cell: Cell, code: int, to: Path) -> None:
+def _failure(cell: Cell, code: int, to: Path) -> str:
+    """Why a run has no result; nothing if it has one."""
     if code == errors.EXIT_RESUME:
         raise errors.Interrupted(f"cell {cell.name} was told to stop; the same command goes on from there")
-    if code not in (errors.EXIT_DONE, errors.EXIT_DIVERGED):
-        output = _output(cell, to)
-        said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith("legw-hpc: ")]
-        why = said[-1].removeprefix("legw-hpc: ") if said else f"see {output}"
-        raise InputError(f"cell {cell.name} ended with exit code {code}: {why}")
+    if code in (errors.EXIT_DONE, errors.EXIT_DIVERGED):
+        return ""
+    output = _output(cell, to)
+    said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith("legw-hpc: ")]
+    why = said[-1].removeprefix("legw-hpc: ") if said else f"see {output}"
+    return f"cell {cell.name} ended with exit code {code}: {why}"
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

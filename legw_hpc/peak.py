@@ -61,8 +61,31 @@ def peak(steps: Sequence[int], values: Sequence[float]) -> Peak | None:
     return Peak(step, value, next((later for later, low in curve if later > step and low <= value / 2), None))
 
 
-def power(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """p of the best fit y = c x**p, by least squares of the logarithms; None of fewer than three points."""
-    if len(xs) < 3:
+@dataclass(frozen=True)
+class Power:
+    """A fitted law y = c x**p.
+
+    Attributes:
+        p, error: the exponent and its standard error.
+        c: the factor.
+        points: how many it was fitted to.
+    """
+
+    p: float
+    error: float
+    c: float
+    points: int
+
+    def __str__(self) -> str:
+        return f"{self.p:.2f} ± {self.error:.2f}"
+
+
+def power(xs: Sequence[float], ys: Sequence[float]) -> Power | None:
+    """The best fit, by least squares of the logarithms; None of fewer than three different x."""
+    if len(set(xs)) < 3:
         return None
-    return statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope
+    across, up = [math.log(x) for x in xs], [math.log(y) for y in ys]
+    slope, intercept = statistics.linear_regression(across, up)
+    left = sum((y - intercept - slope * x) ** 2 for x, y in zip(across, up, strict=True)) / (len(xs) - 2)
+    middle = statistics.fmean(across)
+    return Power(slope, math.sqrt(left / sum((x - middle) ** 2 for x in across)), math.exp(intercept), len(xs))

@@ -45,9 +45,14 @@ class Record:
         """The result, of a run that has ended."""
         return self.lines[-1] if self.lines[-1].get("event") == "end" else None
 
+    @property
+    def steps(self) -> int:
+        """That it came to; 0 where it has not ended."""
+        return int((self.end or {}).get("steps", 0))
+
     def finished(self, last: int) -> bool:
         """Has it got to step `last`, or diverged on the way."""
-        return self.end is not None and (self.end["status"] == "diverged" or self.end.get("steps", 0) >= last)
+        return self.end is not None and (self.end["status"] == "diverged" or self.steps >= last)
 
     def row(self, derived: Derived) -> dict[str, Any]:
         """One result: what was trained, how it ended, and where, when and by what code.
@@ -107,7 +112,12 @@ def read(path: Path) -> Record | None:
     if not lines or lines[0].get("event") != "start" or not isinstance(lines[0].get("recipe"), Mapping):
         return None
     recipe = strict.build(Recipe, lines[0]["recipe"], f"{path}: recipe")
-    return Record(path, recipe, tuple(lines))
+    record = Record(path, recipe, tuple(lines))
+    if (end := record.end) is not None:
+        wanted = ("metrics", "steps", "samples_per_s") if end.get("status") == "done" else ("status", "message")
+        if absent := [key for key in wanted if key not in end]:
+            raise InputError(f"{path}: its last line is not the result of a run: no {' and no '.join(absent)}")
+    return record
 
 
 def keep(record: Record, folder: Path) -> Path:
@@ -116,7 +126,7 @@ def keep(record: Record, folder: Path) -> Path:
     Of the folders that the run wrote to and read, the name alone is copied: where they were tells nothing.
 
     Raises:
-        InputError: the run has not ended, or the folder cannot be written.
+        InputError: the run has not ended, a longer one of the same recipe is there, or the folder cannot be written.
     """
     if not record.finished(derive(record.recipe).last):
         raise InputError(f"{record.path}: this run has not ended; the command that began it goes on with it")
@@ -127,6 +137,9 @@ def keep(record: Record, folder: Path) -> Path:
         kept.insert(-1, {"event": "curvature", "step": steps, "L": rounded})
     make_folder(folder)
     path = folder / f"{record.recipe.run_name()}.jsonl"
+    before = read(path) if path.exists() else None
+    if before is not None and before.steps > record.steps:
+        raise InputError(f"{path} is of {before.steps} steps, {record.path} of {record.steps}: it stays")
     with written_whole(path) as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return path

@@ -9,6 +9,7 @@ from typing import Any
 
 from legw_hpc import local_runs
 from legw_hpc.data.files import written_whole
+from legw_hpc.errors import InputError
 from legw_hpc.grid import Cell, cells
 from legw_hpc.launcher import alone
 from legw_hpc.places import Place, first_metric, places
@@ -36,18 +37,24 @@ def sweep(recipe: str, words: Sequence[str], to: Path, *, ranks: int = 1, jobs: 
         The places of the table: those with a finished run.
 
     Raises:
-        InputError: a cell that cannot be trained; the cells that have ended stay.
+        InputError: a cell that cannot be trained; the others have been.
         Interrupted: the run was told to stop; the same command goes on.
     """
     alone("sweep")  # it launches the ranks of its runs itself
     grid = cells(recipe, words)
-    if run:
-        train_missing(grid, to, ranks=ranks, jobs=jobs, ended=lambda record: write_rows(grid, to))
+    failed = None
+    try:
+        if run:
+            train_missing(grid, to, ranks=ranks, jobs=jobs, ended=lambda record: write_rows(grid, to))
+    except InputError as error:  # told after the table of the others
+        failed = error
     found = [place for place in places(grid, Records(to)) if place.records]
     print(f"{sum(len(place.records) for place in found)} of {len(grid)} cells are finished", flush=True)
     if found:
         write_rows(grid, to)
         _write(recipe, found, to)
+    if failed:
+        raise failed
     return found
 
 

@@ -114,7 +114,7 @@ def test_a_page_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     assert "## ptb\n\nNot run: 0 of 12." in text
     assert text.count("[log](logs/") == 4
     assert "| LEGW | 256 | 0.1414 | 0.4 | 1 | 93.00 | 1.5 | 2 | `abc` | 2001-09-09 01:46 UTC |" in text
-    assert "`legw-hpc train mnist-lstm precision=bf16 seed=3`" in text
+    assert text.count("`legw-hpc train mnist-lstm batch=8`") == 4  # as it was typed, but for the folder
     assert (tmp_path / "figure1-mnist.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "figure1-ptb.png").exists()
 
@@ -124,8 +124,9 @@ def test_a_page_of_curvature_has_peaks_and_the_slope(tmp_path: Path) -> None:
         run(cell, tmp_path / f"{i}.jsonl", 90.0)
     text = pages.page("figure3", Records(tmp_path), tmp_path)
     # At one step whatever the batch: in epochs in proportion to it, as the paper claims.
-    assert re.search(r"\| sqrt \| 128 \| 9\.\d+ \| (18|19|20|21|22) \| 0\.0[34]\d+ \|", text)
-    assert "sqrt: the epoch of the peak goes as batch^1.00." in text
+    assert re.search(r"\| sqrt \| 128 \| 1 \| 9\.\d+ \| (18|19|20|21|22) \| 0\.0[34]\d+ \|", text)
+    assert "sqrt: the epoch of the peak goes as batch to the power 1.00 ± 0.00 (standard error; 4 peaks)." in text
+    assert "legw: not run." in text
     assert (tmp_path / "figure3-mnist.png").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,5 +64,16 @@ def test_the_smoothed_curve_does_not_shift() -> None:
 
 
 def test_the_power_of_a_law() -> None:
-    assert power([128, 512, 8192], [3 * x**0.75 for x in (128, 512, 8192)]) == pytest.approx(0.75)
+    exact = power([128, 512, 8192], [3 * x**0.75 for x in (128, 512, 8192)])
+    assert exact is not None
+    assert (exact.p, exact.c, exact.points) == (pytest.approx(0.75), pytest.approx(3), 3)
+    assert exact.error == pytest.approx(0, abs=1e-9)
+    xs, ys = [1.0, 2.0, 4.0, 8.0, 8.0], [1.1, 1.9, 4.4, 7.2, 8.3]
+    found = power(xs, ys)
+    assert found is not None
+    across, up = np.log(xs), np.log(ys)
+    (slope, _), covariance = np.polyfit(across, up, 1, cov="unscaled")
+    left = np.sum((up - np.polyval(np.polyfit(across, up, 1), across)) ** 2) / 3
+    assert (found.p, found.error) == (pytest.approx(slope), pytest.approx(np.sqrt(covariance[0, 0] * left)))
+    assert power([1, 2, 2], [1, 2, 3]) is None
     assert power([1, 2], [1, 2]) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -176,6 +177,34 @@ def test_what_counts_as_finished(accuracy: float | None, steps: int | None, ende
     assert missing(grid, tmp_path) == grid[1 if ended else 0 :]
 
 
+BROKEN = {
+    "no status": ({"event": "end"}, "no status and no message"),
+    "no metrics": ({"event": "end", "status": "done", "steps": 3}, "no metrics and no samples_per_s"),
+}
+
+
+@pytest.mark.parametrize(("end", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_log_whose_end_is_no_result_is_refused(end: dict[str, Any], said: str, tmp_path: Path) -> None:
+    log(tmp_path / "a.jsonl", [], 98.0)
+    *lines, _ = (tmp_path / "a.jsonl").read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, json.dumps(end)]) + "\n")
+    with pytest.raises(InputError, match=rf"a\.jsonl.*{said}"):
+        Records(tmp_path)
+
+
+def test_a_kept_log_is_not_replaced_by_a_shorter_one(tmp_path: Path) -> None:
+    log(tmp_path / "whole" / "log.jsonl", [], 98.0)
+    log(tmp_path / "part" / "log.jsonl", ["max_steps=10"], 60.0)
+    whole, part = (read(tmp_path / name / "log.jsonl") for name in ("whole", "part"))
+    assert whole is not None
+    assert part is not None
+    keep(part, tmp_path / "logs")
+    kept = keep(whole, tmp_path / "logs")
+    with pytest.raises(InputError, match=r"of 11725 steps, .*part.* of 10: it stays"):
+        keep(part, tmp_path / "logs")
+    assert '"accuracy": 98.0' in kept.read_text()
+
+
 def test_kept_logs_say_the_same_without_the_steps(tmp_path: Path) -> None:
     derived = log(tmp_path / "r" / "log.jsonl", ["batch=512"], 98.0)
     record = read(tmp_path / "r" / "log.jsonl")
@@ -278,6 +307,16 @@ def test_a_diverged_cell_does_not_stop_a_sweep(cli: Cli, grid: list[str], tmp_pa
     assert json.dumps(0.1) in table
 
 
+def test_a_cell_that_fails_is_told_and_does_not_stop_a_sweep(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    words = [word for word in grid if not word.startswith("data.train_samples")]
+    done = cli(*words, "batch=96", "max_steps=2", "data.train_samples=299,300", "--to", "s")
+    assert done.returncode == 2
+    assert re.search(r"^legw-hpc: cell .* ended with exit code 2: .*300 training samples, .* 299$", done.stderr, re.M)
+    assert "legw-hpc: 1 of 2 cells failed" in done.stderr
+    assert len((tmp_path / "s" / "results.jsonl").read_text().splitlines()) == 1
+    assert (tmp_path / "s" / "table.md").exists()
+
+
 def test_a_drawing_runs_nothing(cli: Cli, grid: list[str], tmp_path: Path) -> None:
     done = cli(*grid, "batch=32,96", "--to", "s", "--draw")
     assert (done.returncode, done.stdout) == (0, "0 of 2 cells are finished\n")
@@ -288,6 +327,7 @@ def test_a_machine_gets_what_is_missing(cli: Cli, tmp_path: Path) -> None:
     log(tmp_path / "s" / "r" / "log.jsonl", ["batch=1024"], 98.0)
     words = ["sweep", "mnist-lstm", "batch=1024,2048", "seeds=2", "--to", "s", "--machine", "skylake"]
     assert "--nodes" in cli(*words).stderr
+    assert "--draw alone" in cli(*words, "--nodes", "4", "--draw").stderr
     done = cli(*words, "--nodes", "4", "--dry-run")
     assert done.returncode == 0, done.stderr
     tasks = [line for line in done.stdout.splitlines() if "set -- mnist-lstm" in line]

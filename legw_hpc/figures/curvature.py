@@ -11,12 +11,12 @@ import matplotlib
 matplotlib.use("Agg")  # no display on a compute node
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
 from legw_hpc.derived import derive
 from legw_hpc.figures.quality import COLOURS, MARKERS
 from legw_hpc.legw import scale
-from legw_hpc.peak import Peak, peak, power, smoothed
+from legw_hpc.peak import Peak, Power, peak, power, smoothed
 from legw_hpc.records import Record
 
 
@@ -32,6 +32,7 @@ class Curve:
     """
 
     batch: int
+    seed: int
     steps: Sequence[int]
     values: Sequence[float]
     epoch: float
@@ -42,12 +43,13 @@ class Curve:
 def curve(record: Record) -> Curve:
     """Of a run that measured L(x, g)."""
     steps, values = record.curvature()
-    warmup = scale(record.recipe.baseline, record.recipe.batch).warmup_epochs
-    return Curve(record.recipe.batch, steps, values, 1 / derive(record.recipe).steps_per_epoch, warmup, peak(steps, values))
+    recipe = record.recipe
+    warmup = scale(recipe.baseline, recipe.batch).warmup_epochs
+    return Curve(recipe.batch, recipe.seed, steps, values, 1 / derive(recipe).steps_per_epoch, warmup, peak(steps, values))
 
 
-def shift(curves: Sequence[Curve]) -> float | None:
-    """p where the epoch of the peak goes as batch**p; None of fewer than three peaks."""
+def shift(curves: Sequence[Curve]) -> Power | None:
+    """How the epoch of the peak goes with the batch; None where fewer than three batches have a peak."""
     return power(*_peak_epochs(curves))
 
 
@@ -78,10 +80,15 @@ def draw(series: Mapping[str, Sequence[Curve]], path: Path, title: str) -> None:
     """
     columns = len(series) + 1
     figure, grid = plt.subplots(1, columns, figsize=(4.2 * columns, 4.0), dpi=150, layout="constrained", squeeze=False)
-    for axes, (label, curves) in zip(grid[0], series.items(), strict=False):
-        for i, curve in enumerate(sorted(curves, key=lambda curve: curve.batch)):
-            _curve(axes, curve, plt.get_cmap("viridis")(i / max(1, len(curves))), f"{curve.batch:,}")
-        _finish(axes, label, "batch")
+    for axes, (scheme, curves) in zip(grid[0], series.items(), strict=False):
+        batches = sorted({curve.batch for curve in curves})
+        for i, batch in enumerate(batches):
+            label = f"{batch:,}"
+            for curve in curves:
+                if curve.batch == batch:
+                    _curve(axes, curve, plt.get_cmap("viridis")(i / len(batches)), label)
+                    label = ""  # one entry of the legend for all seeds
+        _finish(axes, scheme, "batch")
     _peaks(grid[0, -1], series)
     figure.suptitle(title)
     figure.savefig(path, format="png")
@@ -107,9 +114,11 @@ def _finish(axes: Axes, title: str, legend: str = "") -> None:
 def _peaks(axes: Axes, series: Mapping[str, Sequence[Curve]]) -> None:
     for i, (label, curves) in enumerate(series.items()):
         batches, epochs = _peak_epochs(curves)
-        p = shift(curves)
-        shown = label if p is None else f"{label}: batch^{p:.2f}"
-        axes.plot(batches, epochs, color=COLOURS[i], marker=MARKERS[i], label=shown, linewidth=1.8)
+        fit = shift(curves)
+        axes.plot(batches, epochs, color=COLOURS[i], marker=MARKERS[i], label=label, linestyle="none")
+        if fit is not None:
+            fitted = [fit.c * batch**fit.p for batch in batches]
+            axes.plot(batches, fitted, color=COLOURS[i], label=f"{label}: batch^({fit})", linewidth=1.8)
     every = {curve.batch: curve.warmup_epochs for curves in series.values() for curve in curves}
     axes.plot(sorted(every), [every[batch] for batch in sorted(every)], "--", color="0.4", label="LEGW's warmup")
     axes.set(xlabel="global batch (samples)", ylabel="epoch of the peak", title="the peak against the batch")
@@ -119,7 +128,8 @@ def _peaks(axes: Axes, series: Mapping[str, Sequence[Curve]]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.tick_params(axis="x", labelrotation=45)
-    for side in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        side(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, ref
 
     Args:
         lines: a place of which all runs diverged is a cross at the bottom, one whose mean is far off an arrow at the
-            edge with its number; one without runs is left out.
+            edge with its number.  One without runs breaks the line; a line without any is left out.
         x: what is along the axis, a key of AXES.
         metric: what the values are.
         path: where to.
@@ -78,8 +79,12 @@ def _near(means: Sequence[float]) -> tuple[float, float]:
 def _line(axes: Axes, line: Line, colour: str, marker: str, near: tuple[float, float]) -> None:
     low, high = near
     points = sorted(((x, spread) for x, spread in line.points), key=lambda point: point[0])
-    done = [(x, spread.mean, spread.deviation) for x, spread in points if spread.values and low <= spread.mean <= high]
-    xs, means, deviations = zip(*done, strict=True) if done else ((), (), ())
+    if not any(spread.values or spread.diverged for _, spread in points):
+        return
+    drawn = [spread.values and low <= spread.mean <= high for _, spread in points]
+    means = [spread.mean if shown else math.nan for shown, (_, spread) in zip(drawn, points, strict=True)]
+    deviations = [spread.deviation if shown else math.nan for shown, (_, spread) in zip(drawn, points, strict=True)]
+    xs = [x for x, _ in points]
     axes.errorbar(xs, means, deviations, color=colour, marker=marker, label=line.label, linewidth=1.8, capsize=3)
     for x, spread in points:
         if spread.values and not low <= spread.mean <= high:

@@ -75,11 +75,17 @@ def run(options: argparse.Namespace) -> None:
     for cell in grid:
         if kept.of(cell.derived) is None and (ended := done.of(cell.derived)) is not None:
             records.keep(ended, to / LOGS)
-    if not options.draw:
-        sweep.train_missing(
-            grid, runs, to, ranks=options.ranks, jobs=options.jobs, ended=lambda ended: records.keep(ended, to / LOGS)
-        )
+    failed = None
+    try:
+        if not options.draw:
+            sweep.train_missing(
+                grid, runs, to, ranks=options.ranks, jobs=options.jobs, ended=lambda ended: records.keep(ended, to / LOGS)
+            )
+    except InputError as error:  # told after the pages of the others
+        failed = error
     _write(names, to, options.quick)
+    if failed:
+        raise failed
 
 
 def keep(options: argparse.Namespace) -> None:

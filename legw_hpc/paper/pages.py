@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from legw_hpc.figures import curvature, quality, schedules
 from legw_hpc.grid import cells
 from legw_hpc.paper.studies import FIGURES, QUICK, RECIPES, TABLE_1, Study
 from legw_hpc.places import Place, first_metric, places
-from legw_hpc.recipe import Recipe, load
-from legw_hpc.records import Records
+from legw_hpc.recipe import load
+from legw_hpc.records import Record, Records
 
 # Batch -> log2 of the learning rate, warmup epochs and top-5 accuracy, the paper's Table 1.
 PAPERS_TABLE_1 = {
@@ -74,10 +75,7 @@ def count(found: Found) -> tuple[int, int]:
 def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
     metric = first_metric(place for line in found.values() for place in line)
     points = {label: {_along(place, study.along): place.spread(metric) for place in line} for label, line in found.items()}
-    lines = [
-        quality.Line(label, [(x, spread) for x, spread in line.items() if spread.values or spread.diverged])
-        for label, line in points.items()
-    ]
+    lines = [quality.Line(label, list(line.items())) for label, line in points.items()]
     quality.draw(lines, study.along, metric, path, title, study.paper)
     text = _table([study.along, *points], [
         [f"{x:,g}", *(str(line[x]) if x in line else "" for line in points.values())]
@@ -92,26 +90,28 @@ def _along(place: Place, along: str) -> float:
 
 
 def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
-    run = {label: [place.records[0] for place in line if place.records] for label, line in found.items()}
+    run = {label: [record for place in line for record in place.records] for label, line in found.items()}
     curves = {label: [curvature.curve(record) for record in records] for label, records in run.items() if records}
     curvature.draw(curves, path, title)
-    rows, fits = [], []
+    head = ["scheme", "batch", "seed", "peak of L", "step", "epoch", "half of it from epoch", "LEGW's warmup, epochs"]
+    rows, fits = [], [f"{label}: not run." for label, records in run.items() if not records]
     for label, line in curves.items():
         for curve in line:
             peak, told = curve.peak, ["none", "", "", ""]
             if peak is not None:
                 half = "" if peak.until is None else f"{peak.until * curve.epoch:.3g}"
                 told = [f"{peak.value:.3g}", f"{peak.step:,}", f"{peak.step * curve.epoch:.3g}", half]
-            rows.append([label, f"{curve.batch:,}", *told, f"{curve.warmup_epochs:g}"])
-        if (p := curvature.shift(line)) is not None:
-            fits.append(f"{label}: the epoch of the peak goes as batch^{p:.2f}.")
+            rows.append([label, f"{curve.batch:,}", f"{curve.seed}", *told, f"{curve.warmup_epochs:g}"])
+        if (fit := curvature.shift(line)) is not None:
+            fits.append(f"{label}: the epoch of the peak goes as batch to the power {fit} (standard error; {fit.points} peaks).")
     return [
-        *_table(["scheme", "batch", "peak of L", "step", "epoch", "half of it from epoch", "LEGW's warmup, epochs"], rows),
+        *_table(head, rows),
         "",
-        *(fits or ["Too few peaks to fit a slope."]),
+        *(fits or ["Too few peaks to fit a power."]),
         "",
         "The paper's claim, a shift to the right about in proportion to the batch, is a power of 1. L is of each step's own",
-        "batch, the peak that of a running median (`legw_hpc/peak.py`). legw is LEGW's learning rate; sqrt has no warmup.",
+        "batch, the peak that of a running median (`legw_hpc/peak.py`). legw is LEGW's learning rate, whose warmup grows with",
+        "the batch as well: the control for that is sqrt, the same without a warmup.",
     ]
 
 
@@ -126,14 +126,17 @@ def _runs(found: Found, to: Path) -> list[str]:
                 trained = [label, f"{row['batch']:,}", f"{row['lr']:.4g}", f"{row['warmup_epochs']:.4g}", f"{row['seed']}"]
                 minutes = f"{row['seconds'] / 60:.1f}" if "seconds" in row else ""
                 origin = [minutes, f"{row['ranks']}", f"`{row['commit']}`", row["started"], f"[log]({log})"]
-                rows.append([*trained, str(one.spread(first_metric([one]))), *origin, f"`{_command(record.recipe)}`"])
+                rows.append([*trained, str(one.spread(first_metric([one]))), *origin, f"`{_command(record)}`"])
     head = ["series", "batch", "lr", "warmup epochs", "seed", "result", "minutes", "ranks", "commit", "started", "log", "command"]
-    return _table(head, rows)
+    return [*_table(head, rows), "", "Minutes are those of the steps, without evaluations and measurements of L."]
 
 
-def _command(recipe: Recipe) -> str:
-    """What trains it: the recipe's name, and each value that is not the recipe's own."""
-    own, words = load(recipe.name).identity(), []
+def _command(record: Record) -> str:
+    """What was typed, but for the run folder; of a log that does not tell, the recipe's name and what is not its own today."""
+    if typed := record.lines[0].get("command"):
+        return shlex.join(word for word in shlex.split(typed) if not word.startswith("out="))
+    recipe = record.recipe
+    own, words = load(recipe.name).identity(), [f"max_steps={recipe.max_steps}"] if recipe.max_steps else []
     for key, value in recipe.identity().items():
         if own.get(key) != value:
             whole = isinstance(value, float) and value.is_integer()

@@ -162,7 +162,7 @@ FIGURES = {
     "table1": Figure(
         "Table 1: LEGW and LARS on a CNN, batches of 1 to 32 times the baseline's",
         {
-            "cifar": Study({"LEGW": "batch=128,256,512,1024,2048,4096"}),
+            "cifar": Study({"LEGW": f"{BF16} eval_every=2 batch=128,256,512,1024,2048,4096"}),
             "sample": Study({"LEGW": f"solver=lars decay=poly baseline.lr=4.0 {SAMPLE}"}),
         },
     ),
