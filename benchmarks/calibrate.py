@@ -1,10 +1,12 @@
 """A machine's numbers for `legw-hpc plan`, measured on the ranks at hand and written to a file as in jobs/machines/performance/.
 
     python -m benchmarks.calibrate mnist-lstm --to my-site/performance/mine.toml            ranks of this host
-    srun -N 2 python -m benchmarks.calibrate imagenet-resnet50 data.dir=... --to FILE       of the job's nodes
+    srun -N 2 -n 4 -c 22 python -m benchmarks.calibrate imagenet-resnet50 data.dir=... --machine my-site/mine.toml
 
-The file's other recipes stay.  The data are made up unless data.dir names some.  What the ranks at hand cannot
-show, such as a network from one node, is taken from the file, or else marked as assumed.
+With --machine the ranks must be laid out as its jobs are (ranks a node, threads each), and the numbers go to the file that
+`plan` reads for it.  Without, they are those of the ranks as they are.  The file's other recipes stay.  The data are made up
+unless data.dir names some.  What the ranks at hand cannot show, such as a network from one node, is taken from the file, or
+else marked as assumed.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from legw_hpc.launcher import launched
 from legw_hpc.plan import calibration
 from legw_hpc.plan.calibration import Compute, Memory, Network, Number, Performance
 from legw_hpc.recipe import load
+from legw_hpc.submit.machine import load as load_machine
 
 MAKERS = {"mnist-lstm": made.mnist, "ptb-lstm": made.text, "resnet20": made.cifar, "resnet50": made.jpegs}
 
@@ -72,7 +75,11 @@ def measured(bench: Bench, recipe: str, words: list[str], note: str, before: Per
             alpha, rate = (dataclasses.replace(one, source=f"assumed: as {other}", measured_on="") for one in links[other])
             links[name] = alpha, rate
     cycle = float(os.environ.get("HOROVOD_CYCLE_TIME", 1.0))
-    compute = Compute(number([local * r for r in rates], True), number(halves, False), number([local * r for r in inputs], True))
+    compute = Compute(
+        number([local * r for r in rates], True),
+        number([local * h for h in halves], False),
+        number([local * r for r in inputs], True),
+    )
     tables = {name: dict(by) for name, by in before.compute.items()} if before else {}
     wanted = load(recipe, words)
     tables.setdefault(wanted.name, {})[wanted.precision] = dataclasses.asdict(compute)
@@ -124,7 +131,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=bf16 or data.dir=data/imagenet")
     parser.add_argument("--to", type=Path, help="performance file (default: print it)")
     parser.add_argument("--ranks", type=int, default=2, help="on this host, where no launcher has started any (default: 2)")
-    parser.add_argument("--threads", type=int, default=1, help="a rank (default: 1)")
+    parser.add_argument("--machine", help="name of a machine, or path of its .toml file: whose jobs these ranks are like")
+    parser.add_argument("--threads", type=int, help="a rank (default: the machine's, or 1)")
     parser.add_argument("--note", default="", help='for the sources, such as "on a busy machine"')
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     options = parser.parse_args()
@@ -140,13 +148,20 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """On every rank; rank 0 writes."""
-    torch.set_num_threads(options.threads)
+    machine = load_machine(options.machine) if options.machine else None
+    if machine and options.threads not in (None, machine.threads):
+        raise InputError(f"--threads {options.threads}: machine {machine.name} has {machine.threads} a rank")
+    torch.set_num_threads(machine.threads if machine else options.threads or 1)
+    options.to = options.to or (calibration.path_of(options.machine) if machine else None)
     recipe = load(options.recipe, options.overrides)
     before = calibration.read(options.to) if options.to and options.to.exists() else None
     comm = connect()
     try:
         if comm.size == 1:
             raise InputError("one rank has no link and no jitter: --ranks 2")
+        layout = sorted(set(comm.gather(comm.local_size)))
+        if machine and layout != [machine.ranks]:
+            raise InputError(f"{' and '.join(map(str, layout))} ranks a node: machine {machine.name} has {machine.ranks}")
         bench, ready = Bench(comm, options.quick), age()
         own = any(word.startswith("data.dir=") for word in options.overrides)
         if not own and recipe.application not in MAKERS:

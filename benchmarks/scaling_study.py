@@ -5,8 +5,8 @@ samples for ever (legw_hpc/twins.py).  They are ordinary run folders: what is fi
 made of their logs alone, at any time.
 
     python -m benchmarks.scaling_study mnist-lstm batch=4096 --ranks 1,2
-    python -m benchmarks.scaling_study imagenet-resnet50 batch=32768 --machine skylake --nodes 1,2,4,8,16 --dry-run
-    python -m benchmarks.scaling_study imagenet-resnet50 batch=32768 --machine skylake --nodes 1,2,4,8,16
+    python -m benchmarks.scaling_study imagenet-resnet50 batch=8192 --machine skylake --nodes 1,2,4,8,16 --time 01:00:00 --dry-run
+    python -m benchmarks.scaling_study imagenet-resnet50 batch=8192 --machine skylake --nodes 1,2,4,8,16 --time 01:00:00
     python -m benchmarks.scaling_study imagenet-resnet50 --draw
 
 Here the runs of a point follow one another, so the cores should have nothing else to do.  On a cluster every point is a
@@ -75,6 +75,8 @@ def points(batch: int, counts: Sequence[tuple[int, int]], kinds: Sequence[str], 
     most = max(ranks for ranks, _ in counts)
     if uneven := [ranks for ranks, _ in counts if batch % ranks]:
         raise InputError(f"batch {batch} over {uneven[0]} ranks leaves {batch % uneven[0]} samples over")
+    if share is not None and share < 1:
+        raise InputError(f"--share {share}: samples of a rank, at least 1")
     weak = {ranks: (share or batch // most) * ranks for ranks, _ in counts}
     batches = {"strong": dict.fromkeys(weak, batch), "weak": weak}
     return [Point(kind, ranks, nodes, batches[kind][ranks]) for ranks, nodes in sorted(counts) for kind in kinds]

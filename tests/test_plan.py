@@ -182,6 +182,7 @@ AGAINST = {
     "less than a micro-batch": (32768, 848, ("micro_batch=16",), (), "leaves"),
     "small micro-batch": (32768, 64, ("micro_batch=4",), (), "4 samples at once are computed at 47% of the full rate"),
     "small share": (1024, 64, ("options.batch_norm=sync",), (), "8 samples at once are computed at 64% of the full rate"),
+    "serial": (32768, 256, ("comm=serial",), (), "comm=serial is one rank alone, not 256 nodes x 2 ranks"),
     "nothing": (32768, 256, (), (), None),
     "exchange": (32768, 512, (), ("network.gb_per_s.likely=0.5", "network.gb_per_s.worst=0.5"), "the exchange is "),
     "input": (32768, 64, (), (f"compute.{RESNET}.fp32.input_per_s={NUMBER % (60, 50, 40)}",), "waiting for input is "),
@@ -245,6 +246,9 @@ def test_plan_changes_a_machine(cli: Cli) -> None:
         (["--machine", "skylake", "--nodes", "0"], "--nodes 0: machine skylake gives a job 1 to 868 nodes"),
         (["--machine", "gpu8"], "nobody has measured machine gpu8 yet"),
         (["--machine", "skylake", "--plot", "no/such/x.png"], "no/such/x.png: cannot be written"),
+        (["--machine", "skylake", "--plot", "x.pdf"], "--plot x.pdf: a PNG is written"),
+        (["--machine", "skylake", "--set", "charge=nan"], "charge must be at least 0, not nan"),
+        (["--noise", "nowhere"], "--noise nowhere: no run there, nowhere/log.jsonl is missing"),
         (["--machine", "skylake", "--nodes", "3", "--plot", "x.png"], "none of these numbers of nodes can train it"),
     ],
 )  # fmt: skip
@@ -259,6 +263,7 @@ def test_plan_draws(cli: Cli, tmp_path: Path) -> None:
     done = cli("plan", RESNET, "batch=32768", "--machine", "knl", "--nodes", "64,100,256", "--plot", "x.png")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert done.stdout.endswith("plot     x.png\n")
 
 
 def test_cells_of_a_grid_are_those_of_a_sweep(cli: Cli) -> None:
@@ -276,5 +281,19 @@ def test_without_horovod_nobody_waits_for_its_cycle() -> None:
 def test_a_machine_with_other_ranks_shares_the_nodes_rate() -> None:
     one, four = (dataclasses.replace(machines.load("skylake"), ranks=ranks) for ranks in (1, 4))
     numbers, recipe = calibration.load("skylake"), load(RESNET)
-    rates = [numbers.speeds(recipe, where)["likely"].samples_per_s for where in (one, four)]
-    assert rates[0] == 4 * rates[1]
+    all_, part = (numbers.speeds(recipe, where)["likely"] for where in (one, four))
+    assert (all_.samples_per_s, all_.half_batch) == (4 * part.samples_per_s, 4 * part.half_batch)
+
+
+def test_a_recipe_of_the_same_network_has_its_rate() -> None:
+    where, numbers = machines.load("skylake"), calibration.load("skylake")
+    assert numbers.speeds(load("imagenet-surfsara-2017"), where) == numbers.speeds(load(RESNET), where)
+    with pytest.raises(
+        InputError, match=r"no rate for recipe cifar10-resnet20 .*benchmarks\.calibrate cifar10-resnet20 --machine"
+    ):
+        numbers.speeds(load("cifar10-resnet20"), where)
+
+
+def test_a_grid_needs_no_machine(cli: Cli) -> None:
+    done = cli("plan", RESNET, "batch=4096,8192", "--json")
+    assert [json.loads(line)["batch"] for line in done.stdout.splitlines()] == [4096, 8192]

@@ -23,6 +23,8 @@ def test_points_share_a_batch_or_have_their_part_of_it() -> None:
     assert found == [Point("strong", 2, 1, 256), Point("weak", 2, 1, 64), Point("strong", 8, 4, 256), Point("weak", 8, 4, 256)]
     with pytest.raises(InputError, match="batch 256 over 3 ranks leaves 1 samples over"):
         scaling_study.points(256, [(1, 0), (3, 0)], ["strong"])
+    with pytest.raises(InputError, match="--share -4: samples of a rank"):
+        scaling_study.points(256, [(1, 0)], ["weak"], share=-4)
 
 
 def log(
@@ -39,7 +41,7 @@ def log(
     shares = {"compute": 0.8, "exchange": 0.2, "update": 0.0, "input": 0.0}
     steps = [{"event": "step", "step": i + 1, "samples_per_s": rate, **shares} for i, rate in enumerate(rates)]
     folder.mkdir(parents=True)
-    lines = [start, *steps, {"event": "end", "status": "done", "steps": len(rates), "metrics": {}}]
+    lines = [start, *steps, {"event": "end", "status": "done", "steps": len(rates), "metrics": {}, "samples_per_s": 1.0}]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

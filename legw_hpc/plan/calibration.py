@@ -12,8 +12,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from legw_hpc import recipe as recipes
 from legw_hpc import strict
 from legw_hpc.errors import InputError
+from legw_hpc.plan import gradient
 from legw_hpc.plan.allreduce import Link
 from legw_hpc.plan.model import Speeds
 from legw_hpc.recipe import Recipe
@@ -23,7 +25,7 @@ FOLDER = "performance"
 CASES = ("best", "likely", "worst")
 # No quantity in its unit is beyond (assumed); what is would only overflow elsewhere.
 LARGEST = 1e15
-MEASURE = "python -m benchmarks.calibrate RECIPE ... --to FILE"
+MEASURE = "python -m benchmarks.calibrate {recipe} --machine {machine}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Compute:
 
     Attributes:
         samples_per_s: of a node, in micro-batches without end.
-        half_batch: micro-batch of a rank at half of that.
+        half_batch: at which the node has half of that, samples over all its ranks: each micro-batch costs as many seconds on
+            a part of the node, which does fewer samples in them.
         input_per_s: samples that a node's ranks read and decode, beside their computing.
     """
 
@@ -115,16 +118,25 @@ class Performance:
             InputError: the recipe has not been measured on this machine.
         """
         where = f"machine {machine.name}"
-        known = self.compute.get(recipe.name, {})
-        if recipe.precision not in known:
+        measured = next((name for name in self.compute if self._is_of(name, recipe)), None)
+        if measured is None:
             there = ", ".join(f"{name} in {precision}" for name, by in self.compute.items() for precision in by)
             raise InputError(
                 f"{where}: no rate for recipe {recipe.name} in {recipe.precision}, but for {there or 'none'}: "
-                f"measure it there by {MEASURE}"
+                f"measure it there by {MEASURE.format(recipe=recipe.name, machine=machine.name)}"
             )
-        compute = compute_of(self, recipe.name, recipe.precision)
+        compute = compute_of(self, measured, recipe.precision)
         speeds = {case: self._speeds(compute, machine.ranks, case) for case in CASES}
         return {case: replace(one, cycle=0.0) for case, one in speeds.items()} if recipe.comm == "mpi" else speeds
+
+    def _is_of(self, name: str, recipe: Recipe) -> bool:
+        """Is the rate of a recipe also this one's: the same network on samples of the same kind."""
+        if recipe.precision not in self.compute[name]:
+            return False
+        try:
+            return name == recipe.name or _network(recipes.load(name)) == _network(recipe)
+        except InputError:  # a recipe that is not packaged, or an application of another package
+            return False
 
     def _speeds(self, compute: Compute, ranks: int, case: str) -> Speeds:
         def of(number: Number) -> float:
@@ -134,7 +146,7 @@ class Performance:
         gamma = 1e-9 / of(memory.add_gb_per_s)
         return Speeds(
             samples_per_s=of(compute.samples_per_s) / ranks,
-            half_batch=of(compute.half_batch),
+            half_batch=of(compute.half_batch) / ranks,
             jitter=of(self.jitter),
             network=Link(1e-6 * of(network.alpha_us), 1e-9 / of(network.gb_per_s), gamma),
             memory=Link(1e-6 * of(memory.alpha_us), 1e-9 / of(memory.gb_per_s), gamma),
@@ -142,6 +154,11 @@ class Performance:
             memory_per_s=1e9 * of(memory.copy_gb_per_s),
             input_per_s=of(compute.input_per_s) / ranks,
         )
+
+
+def _network(recipe: Recipe) -> tuple[str, int, int]:
+    """What a sample's work depends on: the network, its size, and the words of a row."""
+    return recipe.application, gradient.parameters(recipe), recipe.data.window
 
 
 def path_of(name: str) -> Path:
@@ -163,7 +180,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Performance:
     try:
         return read(path_of(name), overrides)
     except FileNotFoundError as error:
-        raise InputError(f"{error}: nobody has measured machine {name} yet: {MEASURE}") from None
+        measure = MEASURE.format(recipe="RECIPE", machine=name)
+        raise InputError(f"{error}: nobody has measured machine {name} yet: {measure}") from None
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Performance:

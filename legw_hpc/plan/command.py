@@ -42,17 +42,18 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: what cannot be trained, or is not known.
     """
-    from legw_hpc.derived import derive
-    from legw_hpc.recipe import load
+    from legw_hpc import grid
 
+    # Values with commas are a grid, as in `sweep`; where the run goes does not matter here.
+    cells = grid.cells(options.recipe, [word for word in options.overrides if not word.startswith("out=")])
     if options.machine is None:
         if given := [name for name in ("nodes", "plot", "set") if getattr(options, name)]:
             raise InputError(f"--{given[0]}: of which machine?  --machine NAME")
-        derived = derive(load(options.recipe, options.overrides))
-        _print(options, derived.as_dict(), derived.lines(), derived.recipe.batch)
+        for cell in cells:
+            lines = cell.derived.lines()
+            _print(options, cell.derived.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe.batch)
         return
 
-    from legw_hpc import grid
     from legw_hpc.plan import calibration, text
     from legw_hpc.plan.forecast import forecast
     from legw_hpc.submit.machine import load as load_machine
@@ -61,8 +62,8 @@ def run(options: argparse.Namespace) -> None:
     numbers = [word.removeprefix(prefix) for word in options.set if word.startswith(prefix)]
     machine = load_machine(options.machine, [word for word in options.set if not word.startswith(prefix)])
     performance = calibration.load(options.machine, numbers)
-    # Values with commas are a grid, as in `sweep`; where the run goes does not matter here.
-    cells = grid.cells(options.recipe, [word for word in options.overrides if not word.startswith("out=")])
+    if options.plot and options.plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {options.plot}: a PNG is written; name it .png")
     if options.plot and len(cells) > 1:
         raise InputError(f"--plot draws one batch, not a grid of {len(cells)} cells")
     path = calibration.path_of(options.machine)
@@ -74,6 +75,8 @@ def run(options: argparse.Namespace) -> None:
             from legw_hpc.plan.plot import draw
 
             draw(made, options.plot)
+            if not options.json:
+                print(f"plot     {options.plot}")
 
 
 def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str], batch: int) -> None:
@@ -82,6 +85,8 @@ def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str]
         from legw_hpc import noise, runlog
         from legw_hpc.plan.text import noise_lines
 
+        if not (options.noise / runlog.LOG).is_file():
+            raise InputError(f"--noise {options.noise}: no run there, {options.noise / runlog.LOG} is missing")
         found = noise.from_log(runlog.read(options.noise))
         if found is None:
             raise InputError(

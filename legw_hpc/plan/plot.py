@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from legw_hpc.data.files import written_whole
 from legw_hpc.errors import InputError
@@ -33,7 +33,9 @@ def draw(forecast: Forecast, path: Path) -> None:
     ideal = [rates[0].likely * n / nodes[0] for n in nodes]
     above.plot(nodes, ideal, color=COLOURS[-1], linestyle=":", label=f"efficiency 1, beside {nodes[0]:,} nodes")
     above.set_xscale("log", base=2)
-    above.set_yscale("log", base=2)
+    above.set_yscale("log")
+    above.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    above.yaxis.set_minor_locator(NullLocator())
     above.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     above.set_xticks(nodes, [f"{n:,}" for n in nodes])
     above.xaxis.set_minor_locator(NullLocator())
@@ -47,7 +49,7 @@ def draw(forecast: Forecast, path: Path) -> None:
     below.set(xlabel="nodes", ylabel="share of a step, likely")
     for axes in (above, below):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left" if axes is above else "lower left")
     recipe = forecast.derived.recipe
     figure.suptitle(f"{recipe.name}, batch {recipe.batch:,}, on {forecast.machine.name}: a forecast")
     with written_whole(path) as whole:

@@ -181,6 +181,8 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
     """Refuse nodes that cannot train the recipe: what the ranks cannot share evenly, or what does not fit in memory."""
     ranks, batch, micro = nodes * machine.ranks, recipe.batch, recipe.most_at_once
     layout = f"{nodes} nodes x {machine.ranks} ranks = {ranks} ranks"
+    if recipe.comm == "serial" and ranks > 1:
+        raise InputError(f"comm=serial is one rank alone, not {layout}")
     if batch % ranks:
         # It would train, but at every step all ranks would wait for those with one sample more.
         raise InputError(f"batch {batch} over {layout} leaves {batch % ranks} samples over; {_nodes_that_fit(recipe, machine)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,7 +199,7 @@ def _check(machine: Machine) -> None:
         "local_gb": 0,
     }
     for key, value in least.items():
-        if getattr(machine, key) < value:
+        if not value <= getattr(machine, key) < math.inf:
             raise InputError(f"{where}: {key} must be at least {value}, not {getattr(machine, key)}")
     if machine.memory_gb <= 0:
         raise InputError(f"{where}: memory_gb must be a positive number, not {machine.memory_gb:g}")

@@ -61,6 +61,14 @@ def test_ranks_measure_what_plan_takes(shards: Path, cli: Cli, tmp_path: Path) -
 
 
 @needs_mpi
+def test_ranks_that_are_not_laid_out_as_the_machines_are_refused() -> None:
+    calibrate = [sys.executable, "-m", "benchmarks.calibrate", "mnist-lstm", "--machine", "gpu4"]
+    done = subprocess.run(calibrate, cwd=ROOT, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL)
+    assert done.returncode != 0
+    assert "calibrate: 2 ranks a node: machine gpu4 has 4" in done.stderr
+
+
+@needs_mpi
 def test_one_rank_is_refused(shards: Path) -> None:
     words = ["mnist-lstm", f"data.dir={shards}", f"data.train_samples={SAMPLES}", "--ranks", "1"]
     calibrate = [sys.executable, "-m", "benchmarks.calibrate", *words]
