@@ -5,7 +5,7 @@
 No file lock: network file systems have none, or keep one of a node that is gone.  A record that a dead job
 left behind is known by its process, on the same host, or by its silence, by the waiting process's own
 clock: those of two hosts are never compared.  A job that was only stopped and comes to life again finds
-another's record in the place of its own, and ends.
+another's record in the place of its own, and ends: before it writes anything, and at its next beat.
 """
 
 from __future__ import annotations
@@ -88,8 +88,42 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
+class Hold:
+    """Rank 0's hold on a run folder.
+
+    Args:
+        run: the run folder.
+        me: in its record.
+        comm: its `abort` ends the job if another has taken the folder.
+    """
+
+    def __init__(self, run: Path, me: Owner, comm: Comm):
+        self._run, self._me, self._comm = run, me, comm
+        self._seen = time.monotonic()
+
+    def check(self) -> None:
+        """Before something is written: if this job was silent, as one that was stopped, see whose the folder is by now."""
+        if time.monotonic() - self._seen > 2 * BEAT_SECONDS:
+            self.look()
+
+    def look(self) -> None:
+        """End this job if another has taken the folder."""
+        now, (owner, _) = time.monotonic(), _look(self._run)
+        if owner is not None and owner != self._me:
+            print(f"legw-hpc: {self._run}: {owner} has taken this folder; this job was silent", file=sys.stderr, flush=True)
+            self._comm.abort(EXIT_INPUT)
+        self._seen = now
+
+    def beat(self, over: threading.Event) -> None:
+        """Give signs of life until it is over."""
+        while not over.wait(BEAT_SECONDS):
+            self.look()
+            with contextlib.suppress(OSError):  # the folder is gone, or its disk full: who writes there says so
+                os.utime(self._run / OWNER)
+
+
 @contextlib.contextmanager
-def owning(run: Path, comm: Comm) -> Iterator[None]:
+def owning(run: Path, comm: Comm) -> Iterator[Hold]:
     """Have a run folder for oneself; a collective.
 
     Args:
@@ -100,14 +134,15 @@ def owning(run: Path, comm: Comm) -> Iterator[None]:
         InputError: another job trains into it, and goes on doing so.
     """
     me, over = myself(), threading.Event()
+    hold = Hold(run, me, comm)
     with comm.together():
         if comm.rank == 0:
             _take(run, me)
-    thread = threading.Thread(target=_beat, args=(run, me, comm, over), name="legw-owner", daemon=True)
+    thread = threading.Thread(target=hold.beat, args=(over,), name="legw-owner", daemon=True)
     if comm.rank == 0:
         thread.start()
     try:
-        yield
+        yield hold
     finally:
         if comm.rank == 0:
             over.set()
@@ -171,16 +206,6 @@ def _look(run: Path) -> tuple[Owner | None, int]:
         return None, 0
     except (OSError, ValueError, TypeError):  # half written, or not by us
         return None, 1
-
-
-def _beat(run: Path, me: Owner, comm: Comm, over: threading.Event) -> None:
-    while not over.wait(BEAT_SECONDS):
-        owner, _ = _look(run)
-        if owner is not None and owner != me:
-            print(f"legw-hpc: {run}: {owner} has taken this folder; this job was silent", file=sys.stderr, flush=True)
-            comm.abort(EXIT_INPUT)
-        with contextlib.suppress(OSError):  # the folder is gone, or its disk full: who writes there says so
-            os.utime(run / OWNER)
 
 
 def last_beat(run: Path) -> float:

@@ -57,11 +57,11 @@ class RunFolder:
                 if self._comm.rank == 0:
                     make_folder(self.path)
                     _belongs(self.path, self._identity)  # before this job waits for another
-            stack.enter_context(owning(self.path, self._comm))
+            self._hold = stack.enter_context(owning(self.path, self._comm))
             with self._comm.together():
                 if self._comm.rank == 0:
                     _claim(self.path, self._identity)
-                self.log = runlog.RunLog(self.path if self._comm.rank == 0 else None)
+                self.log = runlog.RunLog(self.path if self._comm.rank == 0 else None, self._hold.check)
             stack.callback(self.log.close)
             self._leave = stack.pop_all()
         return self
@@ -128,6 +128,7 @@ class RunFolder:
         rows = _all_rows(carried, self._comm)
         with self._comm.together():
             if self._comm.rank == 0:
+                self._hold.check()
                 self.log.sync()
                 state: dict[str, Any] = {name: owner.state_dict() for name, owner in parts.items()}
                 state |= {"timing": dataclasses.asdict(timing), "carried": rows, "log": self.log.position()}

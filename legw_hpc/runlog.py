@@ -35,9 +35,15 @@ LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
 class RunLog:
-    """Rank 0's log; on other ranks (folder None) every call does nothing."""
+    """Rank 0's log; on other ranks (folder None) every call does nothing.
 
-    def __init__(self, folder: Path | None):
+    Args:
+        folder: the run's.
+        before: called before a line is written.
+    """
+
+    def __init__(self, folder: Path | None, before: Callable[[], object] = lambda: None):
+        self._before = before
         self._file: TextIO | None = None
         if folder is not None:
             try:
@@ -52,6 +58,7 @@ class RunLog:
             InputError: the disk is full, or the folder gone.
         """
         if self._file is not None:
+            self._before()
             with self._writing():
                 self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
                 self._file.flush()

@@ -19,7 +19,7 @@ import pytest
 from legw_hpc import owner, runlog
 from legw_hpc.comm import Serial
 from legw_hpc.errors import InputError
-from legw_hpc.owner import OWNER, Owner, myself, owning
+from legw_hpc.owner import OWNER, Hold, Owner, myself, owning
 from tests.conftest import Cli
 
 QUICK = {"BEAT_SECONDS": 0.1, "SILENT_SECONDS": 2.0, "SETTLE_SECONDS": 0.1, "POLL_SECONDS": 0.05}
@@ -143,6 +143,26 @@ def test_a_job_whose_folder_was_taken_ends(tmp_path: Path) -> None:
         time.sleep(0.4)
     assert ended[0] == 2
     assert (tmp_path / OWNER).exists()  # the other's
+
+
+def test_a_job_that_comes_to_life_again_looks_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ended(Serial):
+        def abort(self, code: int) -> None:
+            raise SystemExit(code)
+
+    hold = Hold(tmp_path, myself(), Ended())
+    log = runlog.RunLog(tmp_path, hold.check)
+    record(tmp_path, ELSEWHERE)
+    log.write("step", step=1)  # not silent for long: no look at the file system for every line
+    later = time.monotonic() + 100
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    with pytest.raises(SystemExit):
+        log.write("step", step=2)
+    log.close()
+    assert [line["step"] for line in runlog.read(tmp_path)] == [1]
+    assert "job 41, process 123 on n7 has taken this folder; this job was silent" in capsys.readouterr().err
 
 
 @pytest.fixture
