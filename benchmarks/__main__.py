@@ -23,6 +23,7 @@ PROGRAMS = (
     "calibrate",
     "relay",
     "emulated_network",
+    "overlap",
     "scaling_study",
     "peer",
 )  # they make no record of ours beside others
