@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from legw_hpc import apps, runlog, strict
 from legw_hpc.comm import Comm
+from legw_hpc.data import format
 from legw_hpc.data.shards import Shards
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import Recipe
@@ -53,7 +54,7 @@ def learn_alike(comm: Comm, data: Shards, model: nn.Module) -> None:
     weights = hashlib.sha256()
     for tensor in model.state_dict().values():
         weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    _compare(comm, {"data": {"digest": data_digest(data)}, "initial weights": {"digest": weights.hexdigest()}})
+    _compare(comm, {"data": {"digest": format.digest(data.index)}, "initial weights": {"digest": weights.hexdigest()}})
 
 
 def stay_alike(comm: Comm, tensors: Iterable[tuple[str, Tensor]], step: int) -> None:
@@ -84,15 +85,6 @@ def stay_alike(comm: Comm, tensors: Iterable[tuple[str, Tensor]], step: int) -> 
             "none, the ranks' processors differ or one of them is at fault",
             agreed=True,
         )
-
-
-def data_digest(data: Shards) -> str:
-    """Of the checksums of all splits; headers left out, as files of the same samples may differ in them."""
-    splits = json.loads(json.dumps(data.index["splits"]))
-    for entry in splits.values():
-        for shard in entry["shards"]:
-            shard.pop("header", None)
-    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
 
 def _compare(comm: Comm, mine: Mapping[str, Mapping[str, Any]]) -> None:

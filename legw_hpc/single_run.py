@@ -219,7 +219,7 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
                 print(f"note     {key} until step {done}: {then}")
         folder.log.write("resume", step=done, **facts, **code)
     else:
-        about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), **facts}
+        about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), "data": work.data, **facts}
         if (package := installed.package(recipe.application)) is not None:
             about["package"] = package
         folder.log.write("start", **about, **code, command=runlog.command())

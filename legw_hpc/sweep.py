@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from legw_hpc import local_runs
 from legw_hpc.data.files import written_whole
+from legw_hpc.data.format import INDEX, digest, read_index
 from legw_hpc.errors import InputError
 from legw_hpc.grid import Cell, cells
 from legw_hpc.launcher import alone
@@ -77,6 +79,7 @@ def train_missing(
         ended: told of each run that has ended.
     """
     left = missing(grid, to, *others)
+    _tell_other_data(grid, Records(to, *others))
     number = len(grid) - len(left)
 
     def told(cell: Cell) -> None:
@@ -89,6 +92,19 @@ def train_missing(
         ended(record)
 
     local_runs.train(left, to, ranks, jobs, told)
+
+
+def _tell_other_data(grid: Sequence[Cell], records: Records) -> None:
+    """Say so if runs that count were trained on other data than those that are here now."""
+    here: dict[Path, str] = {}
+    for cell in grid:
+        folder, record = cell.derived.recipe.data.folder(), records.of(cell.derived)
+        if record is None or "data" not in record.lines[0] or not (folder / INDEX).exists():
+            continue
+        if folder not in here:
+            here[folder] = digest(read_index(folder))
+        if record.lines[0]["data"] != here[folder]:
+            print(f"note: {record.path} is of other data, or of other shards, than {folder}; it counts", file=sys.stderr)
 
 
 def write_rows(grid: Sequence[Cell], to: Path) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from legw_hpc import apps, runlog, tuning, twins
-from legw_hpc.agreement import data_digest, learn_alike, stay_alike
+from legw_hpc.agreement import learn_alike, stay_alike
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
+from legw_hpc.data.format import digest
 from legw_hpc.data.loader import evaluation_batches, train_steps
 from legw_hpc.data.order import Growing, Order, Shuffled, Windows, part
 from legw_hpc.data.shards import Shards, verify_together
@@ -67,7 +68,7 @@ class Work:
     @property
     def data(self) -> str:
         """A digest of the data's checksums: two runs on the same data agree on it."""
-        return data_digest(self.training)
+        return digest(self.training.index)
 
     def check(self, step: int) -> None:
         """Before a checkpoint, which takes the place of a good one: is all of this worth keeping; a collective.

@@ -317,6 +317,17 @@ def test_a_cell_that_fails_is_told_and_does_not_stop_a_sweep(cli: Cli, grid: lis
     assert (tmp_path / "s" / "table.md").exists()
 
 
+def test_a_result_of_other_data_is_told(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    words = [*grid, "batch=96", "max_steps=2", "--to", "s"]
+    assert "other data" not in cli(*words).stderr
+    (path,) = logs(tmp_path / "s")
+    assert "other data" not in cli(*words).stderr
+    path.write_text(re.sub(r'"data": "[0-9a-f]{64}"', '"data": "other"', path.read_text()))
+    done = cli(*words)
+    assert done.returncode == 0
+    assert re.search(r"^note: .*log\.jsonl is of other data, or of other shards, than .*; it counts$", done.stderr, re.M)
+
+
 def test_a_drawing_runs_nothing(cli: Cli, grid: list[str], tmp_path: Path) -> None:
     done = cli(*grid, "batch=32,96", "--to", "s", "--draw")
     assert (done.returncode, done.stdout) == (0, "0 of 2 cells are finished\n")

@@ -107,6 +107,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def digest(index: Mapping[str, Any]) -> str:
+    """Of the checksums of all splits; headers left out, as files of the same samples may differ in them."""
+    splits = json.loads(json.dumps(index["splits"]))
+    for entry in splits.values():
+        for shard in entry["shards"]:
+            shard.pop("header", None)
+    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+
+
 def field_from(value: Mapping[str, Any]) -> Field:
     """A field as the index has it."""
     shape, classes = value["shape"], value["classes"]

@@ -123,7 +123,7 @@ def disagree(arguments: list[str]) -> dict[str, str]:
     changed: dict[str, Any] = {
         "code": patch.object(runlog, "code", lambda *more: "other"),
         "versions": patch.object(runlog, "versions", lambda: {"torch": "1.0"}),
-        "data": patch.object(agreement, "data_digest", lambda data: "other"),
+        "data": patch.object(agreement.format, "digest", lambda index: "other"),
         "initial weights": patch.object(torch, "manual_seed", lambda number: seed(number + 1)),
         "recipe": ["seed=2"],
         "recipe, but no result": ["max_steps=7"],
