@@ -25,7 +25,7 @@ SEED = {"seed"}
 COLUMNS = {"scheme", "batch", "lr", "baseline.lr", "warmup_epochs", "baseline.warmup_epochs"}
 
 
-def sweep(recipe: str, words: Sequence[str], to: Path, *, ranks: int = 1, jobs: int = 1, run: bool = True) -> list[Place]:
+def sweep(recipe: str, words: Sequence[str], to: Path, *, ranks: int = 1, jobs: int = 1, run: bool = True) -> None:
     """Run what is missing of a grid, then write and print its table and plot.
 
     Args:
@@ -33,10 +33,7 @@ def sweep(recipe: str, words: Sequence[str], to: Path, *, ranks: int = 1, jobs: 
         words: see `grid.cells`.
         to: TO/CELL are the run folders; TO/results.jsonl, TO/table.md and TO/quality.png are written.
         ranks, jobs: see `local_runs.train`.
-        run: False writes what is finished.
-
-    Returns:
-        The places of the table: those with a finished run.
+        run: False writes what is finished; places without a finished run are "missing" in the table.
 
     Raises:
         InputError: a cell that cannot be trained; the others have been.
@@ -50,14 +47,14 @@ def sweep(recipe: str, words: Sequence[str], to: Path, *, ranks: int = 1, jobs: 
             train_missing(grid, to, ranks=ranks, jobs=jobs, ended=lambda record: write_rows(grid, to))
     except InputError as error:  # told after the table of the others
         failed = error
-    found = [place for place in places(grid, Records(to)) if place.records]
-    print(f"{sum(len(place.records) for place in found)} of {len(grid)} cells are finished", flush=True)
-    if found:
+    found = places(grid, Records(to))
+    done = sum(len(place.records) for place in found)
+    print(f"{done} of {len(grid)} cells are finished", flush=True)
+    if done:
         write_rows(grid, to)
         _write(recipe, found, to)
     if failed:
         raise failed
-    return found
 
 
 def missing(grid: Sequence[Cell], *folders: Path) -> list[Cell]:
