@@ -63,7 +63,7 @@ def test_the_stretched_decay_of_figure_7_is_that_of_13_epochs() -> None:
 
 # words, quick -> figures, applications
 CHOSEN = [
-    ([], False, (8, ["mnist", "ptb", "ptb-paper", "cifar"])),
+    ([], False, (9, ["mnist", "ptb", "ptb-paper", "cifar"])),
     (["figure1", "mnist"], False, (1, ["mnist"])),
     (["ptb", "figure5", "figure1"], False, (2, ["ptb"])),
     (["figure3"], True, (1, ["sample"])),

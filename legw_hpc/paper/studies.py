@@ -108,6 +108,18 @@ PTB_RATES = "2,4,8,16,32"
 # PTB's decay with the shape that it has in 13 epochs: hold_epochs * 50 / 13, factor ** (13 / 50).
 STRETCHED = "epochs=50 decays.exponential.factor=0.83509 decays.exponential.hold_epochs="
 
+# Rules of other papers at the largest batch, with the baseline's values and what the rule makes of them; nothing is tuned there.
+# Smith's batch is at 8,192 from epoch 18 of 25 on: the doublings are assumed.
+AT_8192 = "eval_every=5 batch=8192"
+OTHERS = {
+    "LEGW": AT_8192,
+    "Goyal 2017": f"scheme=linear+from-baseline {AT_8192}",
+    "Hoffer 2017": f"scheme=sqrt {AT_8192}",
+    "Smith 2015": f"decay=cyclic {AT_8192}",
+    "Nesterov": f"solver=nesterov {AT_8192}",
+    "Smith 2018": "eval_every=5 scheme=none growth.epochs=[3,6,9,12,15,18]",
+}
+
 FIGURES = {
     "figure1": Figure(
         "Figure 1: final quality against batch size, LEGW beside linear scaling with 5 epochs of warmup",
@@ -165,5 +177,9 @@ FIGURES = {
             "cifar": Study({"LEGW": f"{BF16} eval_every=2 batch=128,256,512,1024,2048,4096"}),
             "sample": Study({"LEGW": f"solver=lars decay=poly baseline.lr=4.0 {SAMPLE}"}),
         },
+    ),
+    "others": Figure(
+        "Others: what other papers do for a large batch, on the LSTM beside LEGW (docs/method.md says what each is)",
+        {"mnist": Study(OTHERS, AT_128)},
     ),
 }
