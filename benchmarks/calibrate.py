@@ -1,12 +1,12 @@
 """A machine's numbers for `legw-hpc plan`, measured on the ranks at hand and written to a file as in jobs/machines/performance/.
 
-    python -m benchmarks.calibrate mnist-lstm --to my-site/performance/mine.toml            ranks of this host
-    srun -N 2 -n 4 -c 22 python -m benchmarks.calibrate imagenet-resnet50 data.dir=... --machine my-site/mine.toml
+    python -m benchmarks.calibrate mnist-lstm --to FILE            ranks of this host
+    srun -N 2 -n 4 -c 48 --cpu-bind=cores python -m benchmarks.calibrate imagenet-resnet50 --machine my-site/mine.toml
 
-With --machine the ranks must be laid out as its jobs are (ranks a node, threads each), and the numbers go to the file that
-`plan` reads for it.  Without, they are those of the ranks as they are.  The file's other recipes stay.  The data are made up
-unless data.dir names some.  What the ranks at hand cannot show, such as a network from one node, is taken from the file, or
-else marked as assumed.
+With --machine the ranks must be laid out as its jobs are: ranks a node, threads and processors each (-c counts hardware
+threads); the numbers go to the file that `plan` reads for it.  Without, they are those of the ranks as they are.  The file's
+other recipes stay.  The data are made up unless data.dir=... names some.  What the ranks at hand cannot show, such as a
+network from one node, is taken from the file, or else marked as assumed.
 """
 
 from __future__ import annotations
@@ -162,6 +162,9 @@ def run(options: argparse.Namespace) -> None:
         layout = sorted(set(comm.gather(comm.local_size)))
         if machine and layout != [machine.ranks]:
             raise InputError(f"{' and '.join(map(str, layout))} ranks a node: machine {machine.name} has {machine.ranks}")
+        bound = min(comm.gather(len(os.sched_getaffinity(0))))
+        if machine and machine.bind and bound < machine.cpus_per_rank:
+            raise InputError(f"{bound} processors a rank: machine {machine.name} binds each to {machine.cpus_per_rank}")
         bench, ready = Bench(comm, options.quick), age()
         own = any(word.startswith("data.dir=") for word in options.overrides)
         if not own and recipe.application not in MAKERS:

@@ -3,8 +3,8 @@
     python -m benchmarks.overlap [--quick]         needs root; about 3 minutes on 2 cores, 1 quick
 
 The two ranks have a core each, so the threads that exchange take their time from the computing, as they do on a node
-without spare cores.  The model's share of overlap (`overlap` of a machine's numbers) is what this measures: 1 is a step as
-long as `legw_hpc.plan.model.left` makes it, 0 one as long as with a single piece.
+without spare cores.  The share that is hidden is of what `legw_hpc.plan.model.left` leaves of a ring behind two thirds of the
+step: about what `overlap` is in a machine's numbers.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     where = rows[0]
     lines += [
         "",
-        "Share hidden: of what could be, behind the backward pass (`legw_hpc/plan/model.py`); `overlap` in a machine's numbers.",
+        "Share hidden: of what could be, behind two thirds of the step (`left` in `legw_hpc/plan/model.py`).",
         "",
         f"`{where['command']}`, {where['time']}, commit {where['commit']}; {where['hardware']}; medians of {where['n']} steps, "
         f"in turn, 1 thread a rank; torch {where['versions']['torch']}, Horovod {where['versions']['horovod']}.",

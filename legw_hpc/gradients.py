@@ -15,7 +15,7 @@ from legw_hpc.models.batch_norm import StepStatistics
 class FlatGradients:
     """The gradients of all parameters as views of one buffer, so that one exchange takes them all.
 
-    They lie in the order in which a backward pass fills them, the last layer's first.  Behind them travel the sums of layers
+    They lie from the last parameter to the first, about as a backward pass fills them.  Behind them travel the sums of layers
     that learn from the whole batch (batch norm), and four numbers: the loss, how many ranks ask to stop and to save, and what
     the noise scale is made of.
 
@@ -53,18 +53,16 @@ class FlatGradients:
 
 
 class Exchange:
-    """Sums a flat buffer over ranks, once a step: `begin`, `arm` before the last backward pass, `start`, `finish`.
+    """Sums a flat buffer over ranks, once a step: `begin`, `arm` before the last backward pass, `start`, `finish`; a context.
 
     If there are several pieces, each is summed as soon as that pass has filled it, while the pass goes on.  What is a piece
     depends on the model and their number alone, and Horovod puts none together with another (comm/horovod.py): whenever a piece
     came to be ready, its sums are the same to the bit.
 
-    The model keeps the hooks that this needs; they do nothing while no pass is armed.
-
     Args:
         flat: the buffer.  What is behind the gradients travels with the last piece.
         comm: sums.
-        pieces: of about the same size; a parameter is not cut, so there may be fewer.
+        pieces: of about the same size, see `cut`.
         measures: also this rank's own gradient.
 
     Attributes:
@@ -81,9 +79,19 @@ class Exchange:
         # By piece: parameters whose gradients are to come (nothing is armed while the list is empty), and what ends its sum.
         self._missing: list[int] = []
         self._ends: list[Callable[[], None] | None] = []
-        for number, part in enumerate(self._parts[:-1]):
-            for p in part:
-                p.register_post_accumulate_grad_hook(partial(self._filled, number))
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(partial(self._filled, number))
+            for number, part in enumerate(self._parts[:-1])
+            for p in part
+        ]
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._missing = []  # a backward pass may have ended in an error
+        for hook in self._hooks:
+            hook.remove()
 
     def begin(self) -> None:
         """A new step: all zero."""
@@ -125,12 +133,16 @@ class Exchange:
 
 
 def cut(parameters: Sequence[Tensor], pieces: int) -> list[list[Tensor]]:
-    """Parameters in their order, in so many parts of about as many elements each; in fewer where some are large."""
-    total, done = sum(p.numel() for p in parameters), 0
+    """Parameters in their order, in parts of at least a share of their elements each, but for the last one.
+
+    A parameter is not cut, so there are fewer parts where some are larger than a share.
+    """
+    total, sizes = sum(p.numel() for p in parameters), [0]
     parts: list[list[Tensor]] = [[]]
     for p in parameters:
-        if parts[-1] and done * pieces >= total * len(parts):
+        if sizes[-1] * pieces >= total:
             parts.append([])
+            sizes.append(0)
         parts[-1].append(p)
-        done += p.numel()
+        sizes[-1] += p.numel()
     return parts

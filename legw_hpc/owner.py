@@ -5,7 +5,8 @@
 No file lock: network file systems have none, or keep one of a node that is gone.  A record that a dead job
 left behind is known by its process, on the same host, or by its silence, by the waiting process's own
 clock: those of two hosts are never compared.  A job that was only stopped and comes to life again finds
-another's record in the place of its own, and ends: before it writes anything, and at its next beat.
+another's record in the place of its own, or none where that one has ended, and ends itself: before it writes anything, and
+at its next beat.
 """
 
 from __future__ import annotations
@@ -108,9 +109,12 @@ class Hold:
 
     def look(self) -> None:
         """End this job if another has taken the folder."""
-        now, (owner, _) = time.monotonic(), _look(self._run)
-        if owner is not None and owner != self._me:
-            print(f"legw-hpc: {self._run}: {owner} has taken this folder; this job was silent", file=sys.stderr, flush=True)
+        now, (owner, at) = time.monotonic(), _look(self._run)
+        # Nobody but a job that took the folder removes a record; it took it only if this one was silent for long.
+        ended = not at and now - self._seen >= SILENT_SECONDS and self._run.exists()
+        if ended or owner not in (None, self._me):
+            who = owner or "another job, which has ended,"
+            print(f"legw-hpc: {self._run}: {who} has taken this folder; this job was silent", file=sys.stderr, flush=True)
             self._comm.abort(EXIT_INPUT)
         self._seen = now
 

@@ -138,7 +138,7 @@ def keep(record: Record, folder: Path) -> Path:
     make_folder(folder)
     path = folder / f"{record.recipe.run_name()}.jsonl"
     before = read(path) if path.exists() else None
-    if before is not None and before.steps > record.steps:
+    if before is not None and before.steps > record.steps > 0:  # one that diverged has none, and is a result of the whole run
         raise InputError(f"{path} is of {before.steps} steps, {record.path} of {record.steps}: it stays")
     with written_whole(path) as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

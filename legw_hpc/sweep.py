@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence, Set
@@ -10,7 +11,7 @@ from typing import Any
 
 from legw_hpc import local_runs
 from legw_hpc.data.files import written_whole
-from legw_hpc.data.format import INDEX, digest, read_index
+from legw_hpc.data.format import digest, read_index
 from legw_hpc.errors import InputError
 from legw_hpc.grid import Cell, cells
 from legw_hpc.launcher import alone
@@ -50,6 +51,7 @@ def sweep(recipe: str, words: Sequence[str], to: Path, *, ranks: int = 1, jobs: 
     found = places(grid, Records(to))
     done = sum(len(place.records) for place in found)
     print(f"{done} of {len(grid)} cells are finished", flush=True)
+    tell_other_data(found)
     if done:
         write_rows(grid, to)
         _write(recipe, found, to)
@@ -76,7 +78,6 @@ def train_missing(
         ended: told of each run that has ended.
     """
     left = missing(grid, to, *others)
-    _tell_other_data(grid, Records(to, *others))
     number = len(grid) - len(left)
 
     def told(cell: Cell) -> None:
@@ -91,17 +92,18 @@ def train_missing(
     local_runs.train(left, to, ranks, jobs, told)
 
 
-def _tell_other_data(grid: Sequence[Cell], records: Records) -> None:
+def tell_other_data(found: Sequence[Place]) -> None:
     """Say so if runs that count were trained on other data than those that are here now."""
-    here: dict[Path, str] = {}
-    for cell in grid:
-        folder, record = cell.derived.recipe.data.folder(), records.of(cell.derived)
-        if record is None or "data" not in record.lines[0] or not (folder / INDEX).exists():
-            continue
-        if folder not in here:
-            here[folder] = digest(read_index(folder))
-        if record.lines[0]["data"] != here[folder]:
-            print(f"note: {record.path} is of other data, or of other shards, than {folder}; it counts", file=sys.stderr)
+    other: dict[Path, list[Path]] = {}
+    for folder in {place.derived.recipe.data.folder() for place in found}:
+        with contextlib.suppress(InputError):  # data that cannot be read are for a run to complain of
+            here = digest(read_index(folder))
+            records = [record for place in found if place.derived.recipe.data.folder() == folder for record in place.records]
+            other[folder] = [record.path for record in records if record.lines[0].get("data", here) != here]
+    for folder, paths in other.items():
+        if paths:
+            what = f"{len(paths)} that count are of other data, or of other shards, than {folder}"
+            print(f"note: {what}: {paths[0]} ...", file=sys.stderr)
 
 
 def write_rows(grid: Sequence[Cell], to: Path) -> None:

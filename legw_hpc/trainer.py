@@ -113,81 +113,81 @@ def train(
         Diverged: the loss or gradient is not finite, on every rank at the same step.
     """
     flat, recipe = FlatGradients(model), derived.recipe
-    exchange = Exchange(flat, comm, recipe.exchange_pieces, measures=recipe.noise_scale)
-    model.train()
-    clock = time.perf_counter
-    asked = start = clock()
-    for step in steps:
-        waited = clock() - asked
-        lr = derived.lr(step.number)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-            if "epoch" in group:
-                group["epoch"] = derived.course.epoch(step.number)
-        # For a model that draws from torch (PtbLSTM's dropout draws by row instead): resume needs no state.
-        seed(flat.buffer.device, recipe.seed, step.number, comm.rank)
-        exchange.begin()
-        if step.first:
-            carried.clear()
-        scale = precision.scale
-        asked = clock()
-        for number, tensors in enumerate(step.micro_batches):
-            waited += clock() - asked
-            with precision.autocast():
-                loss, after = app.loss(model, carried[number] if number < len(carried) else None, *tensors)
-            loss = loss / step.samples
-            if number + 1 == step.parts:
-                exchange.arm()
-            (loss * scale if scale != 1 else loss).backward()
-            flat.loss += loss.detach()
-            if after is not None:
-                carried[number : number + 1] = [after]
-            comm.beats += 1
-            told(number + 1)
-            asked = clock()
-        exchange.start()
-        flat.asked.copy_(torch.tensor(asks()))
-        items = step.samples // (recipe.data.window or 1)
-        if recipe.noise_scale:
-            weight = noise.weight(items, len(part(items, comm.rank, comm.size)))
-            flat.spread.copy_(exchange.squares / scale**2 * weight)
-        computed = clock()
-        exchange.finish()
-        exchanged = clock()
-        if scale != 1:
-            flat.gradients.div_(scale)
-        norm = torch.linalg.vector_norm(flat.gradients)
-        loss_now, stop, save, spread, norm_now = torch.cat([flat.tail, norm[None]]).tolist()
-        finite = math.isfinite(loss_now) and math.isfinite(norm_now)
-        # fp16's scale is not in the loss, so a loss that is no number is not its fault.
-        update = precision.keep(finite) or not math.isfinite(loss_now)
-        if update and not finite:
-            epoch = derived.course.epoch(step.number)
-            raise Diverged(
-                f"diverged at step {step.number} (epoch {epoch:.3f}, lr {lr:.6g}): "
-                f"loss {loss_now:.6g}, gradient norm {norm_now:.6g}"
-            )
-        before = clock()
-        curvature = probe(flat) if probe is not None and update else None
-        probed = clock() - before
-        if update:
-            if clip_norm and norm_now > clip_norm:
-                flat.gradients.mul_(clip_norm / norm_now)
-            optimizer.step()
-            for module in flat.learners:
-                module.fold(step.samples)
-        end = clock()
-        timing.samples += step.samples
-        timing.skipped += not update
-        timing.input += waited
-        timing.compute += computed - start - waited
-        timing.exchange += exchanged - computed
-        timing.update += end - exchanged - probed
-        estimate = None
-        if recipe.noise_scale and update:
-            estimate = noise.estimate(spread, norm_now**2, items, min(comm.size, items))
-        yield Done(step.number + 1, lr, loss_now, norm_now, not update, stop > 0, save > 0, estimate, curvature)
+    with Exchange(flat, comm, recipe.exchange_pieces, measures=recipe.noise_scale) as exchange:
+        model.train()
+        clock = time.perf_counter
         asked = start = clock()
+        for step in steps:
+            waited = clock() - asked
+            lr = derived.lr(step.number)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+                if "epoch" in group:
+                    group["epoch"] = derived.course.epoch(step.number)
+            # For a model that draws from torch (PtbLSTM's dropout draws by row instead): resume needs no state.
+            seed(flat.buffer.device, recipe.seed, step.number, comm.rank)
+            exchange.begin()
+            if step.first:
+                carried.clear()
+            scale = precision.scale
+            asked = clock()
+            for number, tensors in enumerate(step.micro_batches):
+                waited += clock() - asked
+                with precision.autocast():
+                    loss, after = app.loss(model, carried[number] if number < len(carried) else None, *tensors)
+                loss = loss / step.samples
+                if number + 1 == step.parts:
+                    exchange.arm()
+                (loss * scale if scale != 1 else loss).backward()
+                flat.loss += loss.detach()
+                if after is not None:
+                    carried[number : number + 1] = [after]
+                comm.beats += 1
+                told(number + 1)
+                asked = clock()
+            exchange.start()
+            flat.asked.copy_(torch.tensor(asks()))
+            items = step.samples // (recipe.data.window or 1)
+            if recipe.noise_scale:
+                weight = noise.weight(items, len(part(items, comm.rank, comm.size)))
+                flat.spread.copy_(exchange.squares / scale**2 * weight)
+            computed = clock()
+            exchange.finish()
+            exchanged = clock()
+            if scale != 1:
+                flat.gradients.div_(scale)
+            norm = torch.linalg.vector_norm(flat.gradients)
+            loss_now, stop, save, spread, norm_now = torch.cat([flat.tail, norm[None]]).tolist()
+            finite = math.isfinite(loss_now) and math.isfinite(norm_now)
+            # fp16's scale is not in the loss, so a loss that is no number is not its fault.
+            update = precision.keep(finite) or not math.isfinite(loss_now)
+            if update and not finite:
+                epoch = derived.course.epoch(step.number)
+                raise Diverged(
+                    f"diverged at step {step.number} (epoch {epoch:.3f}, lr {lr:.6g}): "
+                    f"loss {loss_now:.6g}, gradient norm {norm_now:.6g}"
+                )
+            before = clock()
+            curvature = probe(flat) if probe is not None and update else None
+            probed = clock() - before
+            if update:
+                if clip_norm and norm_now > clip_norm:
+                    flat.gradients.mul_(clip_norm / norm_now)
+                optimizer.step()
+                for module in flat.learners:
+                    module.fold(step.samples)
+            end = clock()
+            timing.samples += step.samples
+            timing.skipped += not update
+            timing.input += waited
+            timing.compute += computed - start - waited
+            timing.exchange += exchanged - computed
+            timing.update += end - exchanged - probed
+            estimate = None
+            if recipe.noise_scale and update:
+                estimate = noise.estimate(spread, norm_now**2, items, min(comm.size, items))
+            yield Done(step.number + 1, lr, loss_now, norm_now, not update, stop > 0, save > 0, estimate, curvature)
+            asked = start = clock()
 
 
 def seed(device: torch.device, *numbers: int) -> None:

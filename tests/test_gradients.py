@@ -104,4 +104,6 @@ def test_pieces_are_about_as_large(sizes: list[int], pieces: int) -> None:
     assert [p.numel() for part in parts for p in part] == sizes
     assert 1 <= len(parts) <= pieces
     assert all(parts)
-    assert max(sum(p.numel() for p in part) for part in parts) < sum(sizes) / pieces + 2 * max(sizes)
+    sums = [sum(p.numel() for p in part) for part in parts]
+    assert all(size * pieces >= sum(sizes) for size in sums[:-1])  # no slivers
+    assert all(size * pieces < sum(sizes) + pieces * part[-1].numel() for size, part in zip(sums, parts, strict=True))

@@ -145,8 +145,9 @@ def test_a_job_whose_folder_was_taken_ends(tmp_path: Path) -> None:
     assert (tmp_path / OWNER).exists()  # the other's
 
 
+@pytest.mark.parametrize("over", [False, True], ids=["while the other trains", "when the other has ended"])
 def test_a_job_that_comes_to_life_again_looks_before_it_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    over: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Ended(Serial):
         def abort(self, code: int) -> None:
@@ -154,7 +155,8 @@ def test_a_job_that_comes_to_life_again_looks_before_it_writes(
 
     hold = Hold(tmp_path, myself(), Ended())
     log = runlog.RunLog(tmp_path, hold.check)
-    record(tmp_path, ELSEWHERE)
+    if not over:
+        record(tmp_path, ELSEWHERE)
     log.write("step", step=1)  # not silent for long: no look at the file system for every line
     later = time.monotonic() + 100
     monkeypatch.setattr(time, "monotonic", lambda: later)
@@ -162,7 +164,8 @@ def test_a_job_that_comes_to_life_again_looks_before_it_writes(
         log.write("step", step=2)
     log.close()
     assert [line["step"] for line in runlog.read(tmp_path)] == [1]
-    assert "job 41, process 123 on n7 has taken this folder; this job was silent" in capsys.readouterr().err
+    who = "another job, which has ended," if over else "job 41, process 123 on n7"
+    assert f"{who} has taken this folder; this job was silent" in capsys.readouterr().err
 
 
 @pytest.fixture

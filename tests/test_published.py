@@ -90,7 +90,7 @@ def test_machines_hold_what_was_fitted(machine: str, data: Published, whole: Fit
     link = data.networks[data.hardware[machine].network].gb_per_s
     held = {
         f"rate {machine}": (compute.samples_per_s, 1.0, math.inf),
-        "half_batch": (compute.half_batch, FITTED_RANKS[machine], math.inf),
+        "half_batch": (compute.node_half_batch, FITTED_RANKS[machine], math.inf),
         "jitter": (numbers.jitter, 1.0, math.inf),
         "share": (numbers.network.gb_per_s, link, link),
         "overlap": (numbers.overlap, 1.0, 1.0),

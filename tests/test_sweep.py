@@ -325,7 +325,7 @@ def test_a_result_of_other_data_is_told(cli: Cli, grid: list[str], tmp_path: Pat
     path.write_text(re.sub(r'"data": "[0-9a-f]{64}"', '"data": "other"', path.read_text()))
     done = cli(*words)
     assert done.returncode == 0
-    assert re.search(r"^note: .*log\.jsonl is of other data, or of other shards, than .*; it counts$", done.stderr, re.M)
+    assert re.search(r"^note: 1 that count are of other data, or of other shards, than .*log\.jsonl \.\.\.$", done.stderr, re.M)
 
 
 def test_a_drawing_runs_nothing(cli: Cli, grid: list[str], tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ class Comm:
     def start_sum_(self, tensor: Tensor) -> Callable[[], None]:
         """Begin a `sum_`, of which several may go on; what is returned ends it, and nobody touches the tensor until then.
 
-        Ranks may begin their sums in any order, and end them in the same one.  A backend that cannot sum while its caller
-        computes sums at the end.
+        Ranks may begin their sums in any order, and end them in the same one; a tensor lies at the same place of its storage
+        on all ranks, by which sums are told apart.  A backend that cannot sum while its caller computes sums at the end.
         """
         return partial(self.sum_, tensor)
 

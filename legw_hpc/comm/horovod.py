@@ -10,8 +10,8 @@ from typing import Any
 # default never ends.  Read when it starts, so set before; a value of the user's wins.
 os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "1800")  # assumed: after our own watchdog, which names the rank
 # Requests that are ready at the same moment would be summed as one buffer, and how a ring adds up an element depends on its
-# place in that: the bits of a sum would depend on time.
-os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
+# place in that: the bits of a sum would depend on time.  A value of the user's is for many small requests; there are none here.
+os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
 
 import horovod
 import horovod.torch as hvd

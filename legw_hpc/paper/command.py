@@ -156,7 +156,7 @@ def _write(names: Sequence[str], to: Path, quick: bool) -> None:
         if name in names:
             print(f"{name}: {state}", flush=True)
     head = "How many places of each figure have a finished run; commands and logs are in the pages."
-    text = ["# The paper's figures", "", head, "", "| page | what | finished |", "|---|---|---|", *rows]
+    text = ["# The paper's figures, and what other papers do", "", head, "", "| page | what | finished |", "|---|---|---|", *rows]
     with written_whole(to / INDEX) as path:
         path.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(f"pages and drawings: {to / INDEX}", flush=True)

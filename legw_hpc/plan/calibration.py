@@ -81,13 +81,13 @@ class Compute:
 
     Attributes:
         samples_per_s: of a node, in micro-batches without end.
-        half_batch: at which the node has half of that, samples over all its ranks: each micro-batch costs as many seconds on
+        node_half_batch: at which the node has half of that, samples over all its ranks: each micro-batch costs as many seconds on
             a part of the node, which does fewer samples in them.
         input_per_s: samples that a node's ranks read and decode, beside their computing.
     """
 
     samples_per_s: Number
-    half_batch: Number
+    node_half_batch: Number
     input_per_s: Number
 
 
@@ -118,8 +118,8 @@ class Performance:
             InputError: the recipe has not been measured on this machine.
         """
         where = f"machine {machine.name}"
-        measured = next((name for name in self.compute if self._is_of(name, recipe)), None)
-        if measured is None:
+        measured = self.rate_of(recipe)
+        if not measured:
             there = ", ".join(f"{name} in {precision}" for name, by in self.compute.items() for precision in by)
             raise InputError(
                 f"{where}: no rate for recipe {recipe.name} in {recipe.precision}, but for {there or 'none'}: "
@@ -129,14 +129,10 @@ class Performance:
         speeds = {case: self._speeds(compute, machine.ranks, case) for case in CASES}
         return {case: replace(one, cycle=0.0) for case, one in speeds.items()} if recipe.comm == "mpi" else speeds
 
-    def _is_of(self, name: str, recipe: Recipe) -> bool:
-        """Is the rate of a recipe also this one's: the same network on samples of the same kind."""
-        if recipe.precision not in self.compute[name]:
-            return False
-        try:
-            return name == recipe.name or _network(recipes.load(name)) == _network(recipe)
-        except InputError:  # a recipe that is not packaged, or an application of another package
-            return False
+    def rate_of(self, recipe: Recipe) -> str:
+        """The recipe whose rate is this one's too: itself, or one of the same network; "" where there is none."""
+        known = [name for name, by in self.compute.items() if recipe.precision in by]
+        return next((name for name in sorted(known, key=lambda name: name != recipe.name) if _alike(name, recipe)), "")
 
     def _speeds(self, compute: Compute, ranks: int, case: str) -> Speeds:
         def of(number: Number) -> float:
@@ -146,7 +142,7 @@ class Performance:
         gamma = 1e-9 / of(memory.add_gb_per_s)
         return Speeds(
             samples_per_s=of(compute.samples_per_s) / ranks,
-            half_batch=of(compute.half_batch) / ranks,
+            half_batch=of(compute.node_half_batch) / ranks,
             jitter=of(self.jitter),
             network=Link(1e-6 * of(network.alpha_us), 1e-9 / of(network.gb_per_s), gamma),
             memory=Link(1e-6 * of(memory.alpha_us), 1e-9 / of(memory.gb_per_s), gamma),
@@ -156,8 +152,15 @@ class Performance:
         )
 
 
+def _alike(name: str, recipe: Recipe) -> bool:
+    """Does a recipe's sample take the same work: the network, its size, and the words of a row."""
+    try:
+        return name == recipe.name or _network(recipes.load(name)) == _network(recipe)
+    except InputError:  # a recipe that is not packaged, or an application of another package
+        return False
+
+
 def _network(recipe: Recipe) -> tuple[str, int, int]:
-    """What a sample's work depends on: the network, its size, and the words of a row."""
     return recipe.application, gradient.parameters(recipe), recipe.data.window
 
 

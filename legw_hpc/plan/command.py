@@ -69,7 +69,9 @@ def run(options: argparse.Namespace) -> None:
     path = calibration.path_of(options.machine)
     for cell in cells:
         made = forecast(cell.derived, machine, performance, _counts(options.nodes))
-        lines = [*cell.derived.lines(), *text.lines(made, f"numbers of {path}")]
+        rate = performance.rate_of(cell.derived.recipe)
+        of = "" if rate == cell.derived.recipe.name else f", the rate of {rate}, the same network"
+        lines = [*cell.derived.lines(), *text.lines(made, f"numbers of {path}{of}")]
         _print(options, made.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe.batch)
         if options.plot:
             from legw_hpc.plan.plot import draw

@@ -30,7 +30,7 @@ def parameters(recipe: Recipe) -> int:
 
 
 def gradient_bytes(recipe: Recipe) -> float:
-    """Of the one exchange of a step, in fp32 whatever the precision; batch norm's sums, 0.2 % of it, left out."""
+    """Of the exchange of a step, in fp32 whatever the precision; batch norm's sums, 0.2 % of it, left out."""
     return 4.0 * parameters(recipe)
 
 

@@ -200,7 +200,7 @@ def _check(machine: Machine) -> None:
     }
     for key, value in least.items():
         if not value <= getattr(machine, key) < math.inf:
-            raise InputError(f"{where}: {key} must be at least {value}, not {getattr(machine, key)}")
+            raise InputError(f"{where}: {key} must be finite and at least {value}, not {getattr(machine, key)}")
     if machine.memory_gb <= 0:
         raise InputError(f"{where}: memory_gb must be a positive number, not {machine.memory_gb:g}")
     if machine.threads < 1:

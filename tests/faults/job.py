@@ -28,6 +28,7 @@ POLL_SECONDS = 0.005
 # was there, so there is nothing of ours to be judged; it is started again, so many times in all.
 NOT_LAUNCHED = "PMIx server's listener thread failed to start"
 LAUNCHES = 4
+LAUNCH_SECONDS = 60.0  # until a rank is there (assumed)
 
 
 class Hang(Exception):
@@ -57,7 +58,11 @@ class Job:
         for _ in range(LAUNCHES):
             self.process = self._launched()
             Job.living.append(self)
+            until = time.monotonic() + LAUNCH_SECONDS
             while self.runs() and not self.ranks():
+                if time.monotonic() > until:
+                    self.clear()
+                    raise Hang(f"no rank within {LAUNCH_SECONDS:g} s:\n{self.said()[-2000:]}")
                 time.sleep(POLL_SECONDS)
             if self.runs() or NOT_LAUNCHED not in " ".join(self.said().split()):
                 break
