@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from legw_hpc import runlog
 from legw_hpc.launcher import local_ranks
-from tests.parallel.ranks import ROOT, ranks_of
+from tests.parallel.ranks import ROOT, forget_launcher, ranks_of
 
 # A rank that dies must end all of them within this (a stopped one: after the recipe's limit).
 END_SECONDS = 30.0
@@ -24,11 +24,6 @@ END_SECONDS = 30.0
 EVALUATE_EPOCHS = 2
 TAIL_BYTES = 4096
 POLL_SECONDS = 0.005
-# What Open MPI's launcher says when it has not come up itself (seen with two of them started at about the same time): no rank
-# was there, so there is nothing of ours to be judged; it is started again, so many times in all.
-NOT_LAUNCHED = "PMIx server's listener thread failed to start"
-LAUNCHES = 4
-LAUNCH_SECONDS = 60.0  # until a rank is there (assumed)
 
 
 class Hang(Exception):
@@ -52,31 +47,19 @@ class Job:
     over: ClassVar[bool] = False  # nothing more is to be started
 
     def __init__(self, ranks: int, words: Sequence[str], place: Path):
+        if Job.over:
+            raise Missed
         self.size, self._words, self.place = ranks, words, place
         self.out, self.data, self.ballast = place / "run", place / "data", place / "ballast"
         self._said = place.with_name(f"{place.name}.said")  # beside, not on a disk that is to be full
-        for _ in range(LAUNCHES):
-            self.process = self._launched()
-            Job.living.append(self)
-            until = time.monotonic() + LAUNCH_SECONDS
-            while self.runs() and not self.ranks():
-                if time.monotonic() > until:
-                    self.clear()
-                    raise Hang(f"no rank within {LAUNCH_SECONDS:g} s:\n{self.said()[-2000:]}")
-                time.sleep(POLL_SECONDS)
-            if self.runs() or NOT_LAUNCHED not in " ".join(self.said().split()):
-                break
-
-    def _launched(self) -> subprocess.Popen[bytes]:
-        if Job.over:
-            raise Missed
-        command, environment = local_ranks(self.size)
-        train = [sys.executable, "-m", "legw_hpc", "train", *self._words, f"data.dir={self.data}", f"out={self.out}"]
+        command, environment = local_ranks(ranks)
+        train = [sys.executable, "-m", "legw_hpc", "train", *words, f"data.dir={self.data}", f"out={self.out}"]
         with self._said.open("wb") as file:
-            return subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*command, *train], env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT,
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
+        Job.living.append(self)
 
     def again(self) -> Job:
         """The same command once more."""
@@ -144,6 +127,7 @@ class Job:
             if time.monotonic() > until:
                 raise Hang(f"not ended within {seconds:g} s, ranks {self.ranks()}:\n{self.said()[-2000:]}")
             time.sleep(POLL_SECONDS)
+        forget_launcher(self.process.pid)
         return self.process.returncode
 
     def newest(self) -> Path:
@@ -163,6 +147,7 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        forget_launcher(self.process.pid)
 
     @classmethod
     def end_all(cls) -> None:

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,8 +74,18 @@ def launch(ranks: int, words: list[str], timeout: float = 120, cwd: Path = ROOT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             said, _ = process.communicate()
+            forget_launcher(process.pid)
         pytest.fail(f"{ranks} ranks did not end within {timeout} s:\n{said[-3000:]}")
     return process.returncode, said
+
+
+def forget_launcher(pid: int) -> None:
+    """Remove what an mpirun that was killed leaves, once it is gone.
+
+    Open MPI 5 keeps its sockets' names in /tmp/ompi.PID; a later launcher that gets the same number finds them there, says that
+    "the PMIx server's listener thread failed to start", and ends with 213.
+    """
+    shutil.rmtree(Path(tempfile.gettempdir()) / f"ompi.{pid}", ignore_errors=True)
 
 
 def ranks_of(out: Path) -> list[int]:

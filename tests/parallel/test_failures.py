@@ -23,7 +23,7 @@ from legw_hpc.launcher import local_ranks
 from legw_hpc.runlog import STALLED
 from legw_hpc.watchdog import clear, report
 from tests import test_images
-from tests.parallel.ranks import ROOT, launch, needs_mpi, on_ranks, ranks_of
+from tests.parallel.ranks import ROOT, forget_launcher, launch, needs_mpi, on_ranks, ranks_of
 
 pytestmark = needs_mpi
 TRAIN = [sys.executable, "-m", "legw_hpc", "train"]
@@ -57,6 +57,7 @@ def training(arguments: list[str], tmp_path: Path) -> Iterator[tuple[subprocess.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=30)
+        forget_launcher(process.pid)
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step(training: tuple[subprocess.Popen[str], Path]) -> None:
