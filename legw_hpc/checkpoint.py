@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,8 +82,9 @@ def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[st
 def _loaded(folder: Path, data: bytes) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # its checksum is right: somebody else made it
-        raise InputError(f"{folder}: no checkpoint of this program: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # its checksum is right: somebody else made it, over which the loader stumbles in many ways
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder}: no checkpoint of this program: {why}") from None
     if not isinstance(state, dict):
         raise TypeError(f"a {type(state).__name__}, not a dict")
     if state.get("version") != VERSION:
@@ -100,15 +100,13 @@ def _newest(folder: Path, say: Callable[[str], None]) -> tuple[bytes, dict[str, 
     for manifest in manifests:
         path = manifest.with_suffix(".pt")
         try:
-            wanted = json.loads(manifest.read_text())
-            data = path.read_bytes()
+            wanted = json.loads(tried(manifest.read_text, str(manifest), absent=True))
+            data = tried(path.read_bytes, str(path), absent=True)
             if len(data) == wanted["bytes"] and hashlib.sha256(data).hexdigest() == wanted["sha256"]:
                 return data, _loaded(folder, data)
             why = f"{len(data)} bytes, {wanted['bytes']} written" if len(data) != wanted["bytes"] else "checksum differs"
         except FileNotFoundError:
             why = "gone"
-        except OSError as error:  # it may be whole, and readable again when the file system is
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             why = str(error)
         if manifest == manifests[-1]:

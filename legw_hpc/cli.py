@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from legw_hpc import errors, startup
 from legw_hpc.data import command as data_command
+from legw_hpc.data.files import keep_from_others
 from legw_hpc.launcher import alone, launched
 from legw_hpc.paper import command as paper_command
 from legw_hpc.plan import command as plan_command
@@ -174,7 +175,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its code; errors that the user can mend are one line, from rank 0."""
     options = parse(arguments)
-    os.umask(os.umask(0o002) | 0o002)  # nothing that is written is everybody's to write
+    keep_from_others()
     first = launched().rank == 0
     code = errors.EXIT_DONE
     try:

@@ -13,12 +13,15 @@ EXIT_RESUME = 85  # stopped by a signal after a checkpoint: start the same comma
 class InputError(Exception):
     """Something the user can mend.  One line that names the file or field and the numbers.
 
+    Args:
+        text: line ends in it, of a name or of a library's words, become spaces.
+
     Attributes:
         agreed: every rank raises the same, so that rank 0 alone reports it.
     """
 
     def __init__(self, text: str, agreed: bool = False):
-        super().__init__(text)
+        super().__init__(" ".join(text.splitlines()))
         self.agreed = agreed
 
 

@@ -19,6 +19,7 @@ import torch
 from legw_hpc import installed, noise, runlog, startup, watchdog
 from legw_hpc.agreement import begin_alike
 from legw_hpc.comm import Comm, connect
+from legw_hpc.data.files import keep_from_others
 from legw_hpc.derived import Derived
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
 from legw_hpc.recipe import Recipe
@@ -49,6 +50,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
         Diverged: the loss or gradient is not finite.
         Interrupted: a signal came; there is a checkpoint.
     """
+    keep_from_others()
     with _stop_signals() as stopped:
         long = startup.TIMES * 60 * recipe.stall_minutes
         comm = startup.within(long and long + startup.CONNECT_SECONDS, "met the other ranks", lambda: connect(recipe.comm))
@@ -103,6 +105,11 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     metrics: dict[str, float] | None = None
     logged, estimates = dataclasses.replace(timing), list[noise.Noise]()
 
+    def keep(step: int) -> None:
+        work.check(step)
+        folder.save(step, work.parts, timing, carried)
+        every.checkpointed()
+
     def asks() -> tuple[bool, bool]:
         return stopped.is_set(), every.minutes_passed()
 
@@ -121,13 +128,14 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
                     skipped = {"skipped": timing.skipped} if timing.skipped else {}
                     log.write("step", **_step_line(at, derived), **skipped, **timing.line(logged), **measured)
                     logged, estimates = dataclasses.replace(timing), []
-                stops = at.stop and not ends  # its evaluation, which may take minutes, is made up for by the run that goes on
+                stops = at.stop and not ends
+                # Before the evaluation, which may take minutes and is made up for by a run that goes on; the last one after it.
+                if not ends and (at.save or at.stop or every.checkpoint_due(at.step)):
+                    keep(at.step)
                 if recipe.evaluate and not stops and (every.evaluation_due(at.step) or ends):
                     metrics = _score(work, at.step, log, progress)
-                if at.save or at.stop or ends or every.checkpoint_due(at.step):
-                    work.check(at.step)
-                    folder.save(at.step, work.parts, timing, carried)
-                    every.checkpointed()
+                if ends:
+                    keep(at.step)
                 if stops:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
         if metrics is None and recipe.evaluate:  # the run had ended with a checkpoint, and only its result was missing

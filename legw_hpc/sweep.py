@@ -11,7 +11,6 @@ from typing import Any
 
 from legw_hpc import local_runs
 from legw_hpc.data.files import written_whole
-from legw_hpc.data.format import digest, read_index
 from legw_hpc.errors import InputError
 from legw_hpc.grid import Cell, cells
 from legw_hpc.launcher import alone
@@ -94,6 +93,8 @@ def train_missing(
 
 def tell_other_data(found: Sequence[Place]) -> None:
     """Say so if runs that count were trained on other data than those that are here now."""
+    from legw_hpc.data.format import digest, read_index  # numpy
+
     other: dict[Path, list[Path]] = {}
     for folder in {place.derived.recipe.data.folder() for place in found}:
         with contextlib.suppress(InputError):  # data that cannot be read are for a run to complain of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,11 +32,18 @@ def test_horovod_and_mpi4py_only_in_comm(path: Path) -> None:
     assert not engines or path.parent.name == "comm"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "comm").glob("*.py")), ids=lambda path: path.name)
+def test_nothing_of_another_rank_is_unpickled(path: Path) -> None:
+    """As mpi4py's methods in lower case and Horovod's ..._object do."""
+    assert re.findall(r"pickle\.|_object\(|(?:world|WORLD|node)\.[a-z]\w*\(", path.read_text()) == []
+
+
 # Imports point downward only: each of these names nothing to its right.
 LAYERS = [
     "cli", "doctor", "status", "plan", "submit", "paper", "curvature_run", "sweep", "local_runs", "figures", "places",
-    "records", "grid", "peak", "single_run", "watchdog", "work", "tuning", "twins", "curvature", "runfolder", "owner",
-    "checkpoint", "trainer", "precision", "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher",
+    "records", "grid", "peak", "single_run", "startup", "watchdog", "work", "agreement", "tuning", "twins", "curvature",
+    "runfolder", "owner",
+    "checkpoint", "trainer", "gradients", "precision", "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher",
     "derived", "recipe", "strict", "installed", "steps", "schedule", "legw", "noise", "errors",
 ]  # fmt: skip
 

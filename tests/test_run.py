@@ -208,6 +208,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_good_checkpoint(
     done = cli("train", *words, *sick)
     assert done.returncode == 3, done.stdout
     saved = list((tmp_path / "sick" / "checkpoints").glob("*.pt"))
+    assert len(saved) == 1
     for path in saved:
         assert all(torch.isfinite(value).all() for value in torch.load(path, weights_only=True)["model"].values())
 

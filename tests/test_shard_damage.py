@@ -76,6 +76,20 @@ OPENING = {  # found when the folder is opened
         lambda d: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].update(file="../x.h5")),
         ["../x.h5", "plain file name"],
     ),
+    **{
+        f"index names a shard {name!r}": (
+            lambda d, name=name: rewrite_index(d, lambda i: i["splits"]["train"]["shards"][0].update(file=name)),
+            [INDEX, "plain file name"],
+        )
+        for name in ("", ".", "..", "a\0b", "a\nb", "\ud800")
+    },
+    **{
+        f"index has a field of type {dtype!r}": (
+            lambda d, dtype=dtype: rewrite_index(d, lambda i: i["splits"]["train"]["fields"]["label"].update(dtype=dtype)),
+            [INDEX, "a field is of numbers"],
+        )
+        for dtype in ("O", "S4", "f8,f8", "M8[s]", None)
+    },
     "shard missing": (lambda d: (d / SHARD).unlink(), [SHARD, "missing"]),
     "shard empty": (lambda d: (d / SHARD).write_bytes(b""), [SHARD, "0 bytes"]),
     "shard cut": (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:700]), [SHARD, "truncated"]),
@@ -97,6 +111,21 @@ READING = {  # found by verify
     ),
     "packed byte flipped": (lambda d: flip(d / SHARD, "jpeg/bytes"), [SHARD, "jpeg/bytes", "SHA-256"]),
 }
+
+
+def test_a_shard_of_python_objects_is_refused_before_it_is_mapped(tmp_path: Path) -> None:
+    """Its bytes would be pointers."""
+    folder = tmp_path / "data"
+    write(folder, samples(20), per_shard=7)
+    for shard in folder.glob("train-*.h5"):
+        with h5py.File(shard, "r+") as file:
+            count = len(file["label"])
+            del file["label"]
+            file.create_dataset("label", data=["x"] * count, dtype=h5py.string_dtype())
+    rewrite_index(folder, without_headers)
+    rewrite_index(folder, lambda i: i["splits"]["train"]["fields"]["label"].update(dtype="O"))
+    with pytest.raises(InputError, match="dtype 'O': a field is of numbers"):
+        Shards(folder, "train")
 
 
 @pytest.mark.parametrize("name", [*OPENING, *READING])

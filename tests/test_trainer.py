@@ -112,6 +112,25 @@ def test_what_rows_carry_starts_anew_with_each_epoch() -> None:
     assert seen == [None, 0.0, 1.0, None, 3.0, 4.0, None]
 
 
+def test_what_a_model_draws_depends_on_the_step_alone() -> None:
+    """A run that goes on needs no state of torch's generator."""
+
+    def after(*parts: range) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        app = dataclasses.replace(APP, loss=lambda model, carried, x: (model(x).square().sum(), None))
+        for part in parts:
+            torch.rand(17)  # whatever was drawn meanwhile
+            steps = iter(Step(i, i == 0, 4, 2, iter([(torch.full((2, 3), 0.1 * (i + 1)),)] * 2)) for i in part)
+            list(train(app, net, optimizer, steps, derived(), Serial(), **fresh()))
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    whole = after(range(6))
+    assert torch.equal(whole, after(range(3), range(3, 6)))
+    assert not torch.equal(whole, after(range(1, 7)))
+
+
 @pytest.mark.parametrize("micro_batch", [8, 101])
 def test_evaluation_is_exact(shards: Path, micro_batch: int) -> None:
     torch.manual_seed(0)

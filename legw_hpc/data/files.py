@@ -10,6 +10,11 @@ from pathlib import Path
 from legw_hpc.errors import InputError
 
 
+def keep_from_others() -> None:
+    """Let nothing that this process writes be everybody's to write, whatever the umask it was started with."""
+    os.umask(os.umask(0o002) | 0o002)
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A path to write to; on a clean end it becomes `path`, on an error it is removed.

@@ -118,9 +118,12 @@ def digest(index: Mapping[str, Any]) -> str:
 
 def field_from(value: Mapping[str, Any]) -> Field:
     """A field as the index has it."""
-    shape, classes = value["shape"], value["classes"]
+    shape, classes, dtype = value["shape"], value["classes"], value["dtype"]
+    # Numbers alone: a file's bytes would be taken for pointers to Python objects where it said "O".
+    if not isinstance(dtype, str) or np.dtype(dtype).kind not in "biuf":
+        raise ValueError(f"dtype {dtype!r}: a field is of numbers")
     return Field(
-        np.dtype(value["dtype"]).name,
+        np.dtype(dtype).name,
         None if shape is None else tuple(map(_whole, shape)),
         None if classes is None else _whole(classes),
     )
@@ -135,7 +138,7 @@ def _whole(value: Any) -> int:
 def shard_from(folder: Path, value: Mapping[str, Any]) -> Shard:
     """A shard as the index has it; its file must be a plain name of the folder."""
     name = str(value["file"])
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
         raise InputError(f"{folder / INDEX}: shard {name!r} is not a plain file name of this folder")
     header, digests = value.get("header"), dict(value["sha256"])
     if not all(isinstance(digest, str) for digest in digests.values()):

@@ -128,7 +128,7 @@ def _kill_the_launcher(job: Job, random: Random) -> str:
 
 
 def _tell_a_rank(job: Job, random: Random) -> str:
-    os.kill(_a_rank(job, random)[1], random.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]))
+    os.kill(_a_rank(job, random)[1], random.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]))
     return "stopped by a signal after step"
 
 

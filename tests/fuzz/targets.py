@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
@@ -83,8 +82,12 @@ def recipe(data: bytes) -> None:
 
 
 def _refused(read: Callable[[], object]) -> None:
-    with contextlib.suppress(InputError):
+    said = ""
+    try:
         read()
+    except InputError as error:
+        said = str(error)
+    assert len(said.splitlines()) <= 1, said
 
 
 def seeds(name: str) -> Iterator[bytes]:
@@ -99,6 +102,12 @@ def seeds(name: str) -> Iterator[bytes]:
         yield b"\0" + index
         yield b"\0" + json.dumps(json.loads(index), separators=(",", ":")).encode()
         yield from (bytes([which, *range(FLIPS)]) for which in (1, 3, 5))
+        for dtype in ("O", "S4", "f8,f8", "M8[s]"):  # of what may not be in a shard
+            yield b"\0" + index.replace(b'"uint8"', json.dumps(dtype).encode(), 1)
+        for name in ("..", "a\0b", "\ud800", "a\nb"):
+            changed = json.loads(index)
+            changed["splits"]["train"]["shards"][0]["file"] = name
+            yield b"\0" + json.dumps(changed).encode()
     else:
         for path in sorted(RECIPES.glob("*.toml")):
             yield path.read_bytes() + b"\0batch=256 baseline.lr=0.2 decay=poly"

@@ -110,7 +110,9 @@ def test_resumed_on_the_same_ranks_to_the_bit_and_on_others_to_rounding(
     alone: Path, arguments: list[str], tmp_path: Path
 ) -> None:
     words = [*arguments, "epochs=5", "exchange_pieces=2"]
-    whole = weights(trained(2, words, tmp_path / "whole"))
+    often = ["checkpoint.every_minutes=1e-6", "checkpoint.keep=99"]  # by rank 0's clock, of which all hear
+    whole = weights(trained(2, [*words, *often], tmp_path / "whole"))
+    assert len(list((tmp_path / "whole" / "checkpoints").glob("*.pt"))) == 20
     trained(2, [*words, "max_steps=7"], tmp_path / "parts")
     shutil.copytree(tmp_path / "parts", tmp_path / "moved")
     same = weights(trained(2, words, tmp_path / "parts"))
