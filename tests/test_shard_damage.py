@@ -88,7 +88,7 @@ OPENING = {  # found when the folder is opened
             lambda d, dtype=dtype: rewrite_index(d, lambda i: i["splits"]["train"]["fields"]["label"].update(dtype=dtype)),
             [INDEX, "a field is of numbers"],
         )
-        for dtype in ("O", "S4", "f8,f8", "M8[s]", None)
+        for dtype in ("O", "S4", "f8,f8", ",int8", "M8[s]", None)
     },
     "shard missing": (lambda d: (d / SHARD).unlink(), [SHARD, "missing"]),
     "shard empty": (lambda d: (d / SHARD).write_bytes(b""), [SHARD, "0 bytes"]),

@@ -26,6 +26,9 @@ from legw_hpc.errors import InputError
 FORMAT = "legw_hpc shards"
 VERSION = 1
 INDEX = "index.json"
+# By their names, which NumPy does not read: it takes text for a small language, and where that said "O" a file's bytes for
+# pointers to Python objects.
+DTYPES = tuple(np.dtype(letter).name for letter in "?bhiqBHIQefd")
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,10 @@ def digest(index: Mapping[str, Any]) -> str:
 def field_from(value: Mapping[str, Any]) -> Field:
     """A field as the index has it."""
     shape, classes, dtype = value["shape"], value["classes"], value["dtype"]
-    # Numbers alone: a file's bytes would be taken for pointers to Python objects where it said "O".
-    if not isinstance(dtype, str) or np.dtype(dtype).kind not in "biuf":
-        raise ValueError(f"dtype {dtype!r}: a field is of numbers")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: a field is of numbers, {', '.join(DTYPES)}")
     return Field(
-        np.dtype(dtype).name,
+        dtype,
         None if shape is None else tuple(map(_whole, shape)),
         None if classes is None else _whole(classes),
     )
