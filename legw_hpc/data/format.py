@@ -36,14 +36,21 @@ class Field:
     """One thing that every sample has.
 
     Attributes:
-        dtype: NumPy's name for the element type.
+        dtype: NumPy's name for the element type, one of DTYPES.
         shape: of one sample; None for bytes of any length.
         classes: for a label: values are 0 ... classes-1.
+
+    Raises:
+        ValueError: another type.
     """
 
     dtype: str
     shape: tuple[int, ...] | None = ()
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: a field is of numbers, {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,6 @@ def digest(index: Mapping[str, Any]) -> str:
 def field_from(value: Mapping[str, Any]) -> Field:
     """A field as the index has it."""
     shape, classes, dtype = value["shape"], value["classes"], value["dtype"]
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}: a field is of numbers, {', '.join(DTYPES)}")
     return Field(
         dtype,
         None if shape is None else tuple(map(_whole, shape)),
