@@ -26,7 +26,6 @@ from benchmarks.measure import Bench
 from benchmarks.namespaces import hosts
 from benchmarks.ours import Trained
 from legw_hpc.comm import Serial, connect
-from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import InputError
 from legw_hpc.plan.allreduce import Link, bound, ring
 from legw_hpc.plan.gradient import gradient_bytes
@@ -83,12 +82,7 @@ def main() -> None:
         rows = [forecast(run(point), bare[point.ranks]) for point in points(options.quick)]
     except (InputError, RuntimeError) as error:
         sys.exit(f"{NAME}: {error}")
-    make_folder(to)
-    with written_whole(to / f"{NAME}.jsonl") as path:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with written_whole(to / f"{NAME}.md") as path:
-        path.write_text(table(rows))
-    print(table(rows), flush=True)
+    measure.keep(to, NAME, rows, table(rows))
 
 
 def run(point: Point) -> dict[str, Any]:

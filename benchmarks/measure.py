@@ -258,10 +258,14 @@ def _judged(goal: Goal, seconds: dict[str, list[float]], cases: Sequence[Case]) 
 
 
 def _write(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[str, Any]], notes: list[str], to: Path) -> None:
+    keep(to, name, rows + [{"benchmark": name} | goal for goal in goals], table(name, about, rows, goals, notes))
+
+
+def keep(to: Path, name: str, rows: Sequence[dict[str, Any]], text: str) -> None:
+    """Write TO/NAME.jsonl and TO/NAME.md, and print the latter."""
     make_folder(to)
     with written_whole(to / f"{name}.jsonl") as path:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows + [{"benchmark": name} | goal for goal in goals]))
-    text = table(name, about, rows, goals, notes)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with written_whole(to / f"{name}.md") as path:
         path.write_text(text)
     print(text, flush=True)

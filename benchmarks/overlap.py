@@ -25,7 +25,6 @@ from benchmarks.measure import Bench
 from benchmarks.namespaces import hosts
 from benchmarks.ours import Trained
 from legw_hpc.comm import Serial, connect
-from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import InputError
 
 NAME, ABOUT = "overlap", "the exchange after the backward pass and behind it, on two emulated hosts"
@@ -69,12 +68,7 @@ def main() -> None:
             rows.append(row | {"command": f"python -m benchmarks.{NAME} {' '.join(sys.argv[1:])}".strip()})
     except (InputError, RuntimeError) as error:
         sys.exit(f"{NAME}: {error}")
-    make_folder(to)
-    with written_whole(to / f"{NAME}.jsonl") as path:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with written_whole(to / f"{NAME}.md") as path:
-        path.write_text(table(rows))
-    print(table(rows), flush=True)
+    measure.keep(to, NAME, rows, table(rows))
 
 
 def measured(point: Point) -> None:
