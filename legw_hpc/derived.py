@@ -14,7 +14,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.legw import Scaled, scale
 from legw_hpc.recipe import Recipe
 from legw_hpc.schedule import Schedule, build, decay_from
-from legw_hpc.steps import Course, course
+from legw_hpc.steps import Course, Stage, course
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Derived:
         course: which step of which epoch each step is.
         steps: of the whole run.
         last: the step after which this run stops: `steps`, or the recipe's `max_steps`.
-        last_batch: samples of the last step of an epoch, of the first batch of a run that grows.
     """
 
     recipe: Recipe
@@ -38,7 +37,11 @@ class Derived:
     course: Course
     steps: int
     last: int
-    last_batch: int
+
+    @property
+    def last_batch(self) -> int:
+        """Samples of the last step of an epoch, of the first batch of a run that grows."""
+        return self._last_of_epoch(self.course.stages[0])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,10 +57,19 @@ class Derived:
         return f"epoch {self.course.epoch(done):.3f}, lr {self.lr(max(0, done - 1)):.6g}"
 
     def steps_by_batch(self) -> list[tuple[int, int]]:
-        """(steps, batch) of each stage, up to `last`."""
+        """(steps, batch) of each stage, up to `last`; the smaller steps that end its epochs apart."""
         stages = self.course.stages
         ends = [min(self.last, step) for step in (*(stage.step for stage in stages[1:]), self.last)]
-        return [(end - begin, stage.batch) for stage, begin, end in zip(stages, [0, *ends[:-1]], ends, strict=True)]
+        made = []
+        for stage, begin, end in zip(stages, [0, *ends[:-1]], ends, strict=True):
+            rest = self._last_of_epoch(stage)
+            smaller = (end - begin) // stage.per_epoch if rest < stage.batch else 0
+            made += [(end - begin - smaller, stage.batch), (smaller, rest)]
+        return [(steps, batch) for steps, batch in made if steps]
+
+    def _last_of_epoch(self, stage: Stage) -> int:
+        data = self.recipe.data
+        return stage.batch if data.window else data.train_samples - (stage.per_epoch - 1) * stage.batch
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for `plan --json` and the run log."""
@@ -130,14 +142,13 @@ def derive(recipe: Recipe) -> Derived:
         raise InputError(f"{where}: {error}") from None
     whole = course(batches, (0, *recipe.growth.epochs), recipe.data.steps_per_epoch)
     steps_per_epoch = whole.stages[0].per_epoch
-    last_batch = recipe.batch if recipe.data.window else samples - (steps_per_epoch - 1) * recipe.batch
     if whole.stages[-1].per_epoch < 1:
         raise InputError(f"{where}: {samples} words in {batches[-1]} rows are less than a window of {recipe.data.window} a row")
     steps = whole.steps(recipe.epochs)
     if steps < 1:
         raise InputError(f"{where}: {recipe.epochs:g} epochs of {steps_per_epoch} steps are no step at all")
     last = min(steps, recipe.max_steps or steps)
-    return Derived(recipe, scaled, explicit, schedule, whole, steps, last, last_batch)
+    return Derived(recipe, scaled, explicit, schedule, whole, steps, last)
 
 
 def _tuples(options: Any) -> dict[str, Any]:

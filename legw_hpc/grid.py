@@ -33,6 +33,13 @@ class Cell:
         return self.derived.recipe.run_name()
 
 
+def labels(grid: Sequence[Cell]) -> list[str]:
+    """The words of each cell that not all of them have; of a single cell, all its words."""
+    words = [cell.overrides for cell in grid]
+    shared = set.intersection(*map(set, words)) if len(grid) > 1 else set()
+    return [" ".join(word for word in own if word not in shared) for own in words]
+
+
 def cells(recipe: str, words: Sequence[str]) -> list[Cell]:
     """The grid: every word whose value has commas is a dimension, the last one varies fastest.
 

@@ -42,6 +42,15 @@ def test_one_stage_is_plain_division(samples: int, batch: int, step: int, every:
     assert whole.multiples(every, step) == int(step / (every * per_epoch))
 
 
+@given(st.integers(1, 400), st.integers(1, 3), st.booleans(), st.integers(0, 700))
+def test_steps_by_batch_are_all_samples(batch: int, epochs: int, grows: bool, most: int) -> None:
+    words = [f"batch={batch}", "data.train_samples=1000", f"epochs={2 * epochs}", "micro_batch=1", *["growth.epochs=[1]"] * grows]
+    derived = derive(load("mnist-lstm", words))
+    assert sum(steps * batch for steps, batch in derived.steps_by_batch()) == 2 * epochs * 1000
+    ended = derive(dataclasses.replace(derived.recipe, max_steps=most or None))
+    assert sum(steps for steps, _ in ended.steps_by_batch()) == ended.last
+
+
 def test_the_stages_of_a_recipe() -> None:
     derived = derive(load("mnist-lstm", ["batch=1000", "epochs=6", "growth.epochs=[2, 5]", "growth.factor=4"]))
     assert derived.course.stages == (Stage(1000, 0, 0, 60), Stage(4000, 2, 120, 15), Stage(16000, 5, 165, 4))
@@ -52,8 +61,8 @@ def test_the_stages_of_a_recipe() -> None:
     assert [derived.course.place(step) for step in (119, 120, 164, 165)] == [(1, 59), (2, 0), (4, 14), (5, 0)]
     assert "growth   4,000 from epoch 2, 15 steps each; 16,000 from epoch 5, 4 steps each" in derived.lines()
     assert [derived.course.until(epoch) for epoch in (0, 1.5, 2, 3, 5.5)] == [0, 90, 120, 135, 167]
-    assert derived.steps_by_batch() == [(120, 1000), (45, 4000), (4, 16000)]
-    assert derive(dataclasses.replace(derived.recipe, max_steps=130)).steps_by_batch() == [(120, 1000), (10, 4000), (0, 16000)]
+    assert derived.steps_by_batch() == [(120, 1000), (45, 4000), (3, 16000), (1, 12000)]
+    assert derive(dataclasses.replace(derived.recipe, max_steps=130)).steps_by_batch() == [(120, 1000), (10, 4000)]
     # Learning rate and warmup are those of the first batch.
     assert derived.scaled == derive(load("mnist-lstm", ["batch=1000", "epochs=6"])).scaled
 

@@ -118,7 +118,8 @@ def test_a_forecast_is_the_models_step_times_the_runs_steps() -> None:
     seconds = step(Work(32768, 32, 4 * 25_557_032, 8), 256, 2, speeds).step
     assert row.splits[1].step == seconds
     assert row.samples_per_s.likely == 32768 / seconds
-    assert row.hours.likely == pytest.approx((30 + 3600 * seconds) / 3600)
+    last = step(Work(3215, 32, 4 * 25_557_032, 8), 256, 2, speeds).step  # of an epoch
+    assert row.hours.likely == pytest.approx((30 + 90 * (39 * seconds + last)) / 3600)
     assert row.node_hours.likely == 256 * row.hours.likely
     assert (row.ranks, row.share, row.jobs) == (512, 64, 1)
 
@@ -207,6 +208,8 @@ def test_plan_on_a_machine_prints_table_and_advice(cli: Cli) -> None:
     assert done.stdout.startswith(plain)
     lines = done.stdout[len(plain) :].splitlines()
     assert lines[0].startswith("machine  knl: 2 ranks a node, 32 threads each; numbers of ")
+    assert lines[1].startswith("exchange 102 MB a step, between nodes by Rabenseifner")
+    lines = lines[1:]
     assert lines[2].split() == ["nodes", "a", "rank", "s", "a", "step", "compute", "jitter", "exchange", "update", "input"]
     assert [line.split()[0] for line in lines[3:5]] == ["64", "256"]
     assert "not on 100 nodes: batch 32768 over 100 nodes" in done.stdout
@@ -266,6 +269,34 @@ def test_plan_draws(cli: Cli, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert done.stdout.endswith("plot     x.png\n")
+
+
+def test_the_cells_of_a_grid_are_set_beside_one_another(cli: Cli, tmp_path: Path) -> None:
+    words = ("batch=1024,32768", "epochs=90", "--machine", "skylake")
+    done = cli("plan", RESNET, *words, "--nodes", "1,16,64", "--plot", "x.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    legend, heads, one, some, many, cheap, quick = done.stdout.partition("\nhours / node-hours")[2].splitlines()[:7]
+    assert legend == ", likely; *: something speaks against it, above; -: it cannot run"
+    assert heads.split() == ["nodes", "batch=1024", "batch=32768"]
+    assert [line.split()[0] for line in (one, some, many)] == ["1", "16", "64"]
+    assert one.count("*") == 2, "over the walltime"
+    assert many.split()[1] == "-", "16 samples a node"
+    small, large = (
+        {row["nodes"]: row for row in json.loads(line)["nodes"]}
+        for line in cli("plan", RESNET, *words, "--nodes", "1,16,64", "--json").stdout.splitlines()
+    )
+    hours = [row[16]["hours"]["likely"] for row in (small, large)]
+    assert some.split()[1::3] == [f"{h:.3g}" for h in hours]
+    assert cheap.startswith("cheapest: batch=32768 on 16 nodes")
+    assert quick.startswith("quickest: batch=32768 on 64 nodes")
+
+
+def test_the_exchange_tells_its_algorithm(cli: Cli) -> None:
+    plan = ("plan", "imagenet-resnet50", "batch=3072", "--machine", "skylake", "--nodes")
+    assert "exchange 102 MB a step, between nodes by Rabenseifner (" in cli(*plan, "4,8").stdout
+    assert "between nodes by ring on 3, 12 nodes and Rabenseifner on 4 nodes (" in cli(*plan, "3,4,12").stdout
+    assert "exchange 102 MB a step\n" in cli(*plan, "1").stdout
 
 
 def test_cells_of_a_grid_are_those_of_a_sweep(cli: Cli) -> None:

@@ -65,7 +65,7 @@ def test_resnet_on_omni_path(cost: Callable[[float, int, Link], float], p: int, 
 
 
 @pytest.mark.parametrize(
-    ("n", "p", "name"), [(8, 1024, "recursive doubling"), (1e8, 1024, "rabenseifner"), (1e9, 6, "ring"), (1e9, 1, "rabenseifner")]
+    ("n", "p", "name"), [(8, 1024, "recursive doubling"), (1e8, 1024, "Rabenseifner"), (1e9, 6, "ring"), (1e9, 1, "Rabenseifner")]
 )
 def test_the_best_algorithm(n: float, p: int, name: str) -> None:
     assert best(n, p, LINK)[1] == name

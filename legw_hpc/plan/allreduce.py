@@ -56,7 +56,7 @@ def ring(n: float, p: int, link: Link) -> float:
 
 ALGORITHMS: dict[str, Callable[[float, int, Link], float]] = {
     "recursive doubling": recursive_doubling,
-    "rabenseifner": rabenseifner,
+    "Rabenseifner": rabenseifner,
     "ring": ring,
 }
 

@@ -13,7 +13,7 @@ EXAMPLES = (
     "  legw-hpc plan mnist-lstm batch=8192\n"
     "  legw-hpc plan mnist-lstm batch=8192 scheme=linear --json\n"
     "  legw-hpc plan imagenet-resnet50 batch=32768 --machine skylake --nodes 64,128,256,512\n"
-    "  legw-hpc plan imagenet-resnet50 batch=8192,32768 --machine knl\n"
+    "  legw-hpc plan imagenet-resnet50 batch=8192,32768 --machine knl       also the two beside one another\n"
     "  legw-hpc plan imagenet-resnet50 batch=32768 --machine knl --plot knl.png --set performance.jitter.likely=0.05\n"
     "  legw-hpc plan ptb-lstm batch=640 --noise runs/first      of a run with noise_scale=true\n"
     "With a machine: seconds a step, time, node-hours and what speaks against it, for every number of nodes; the\n"
@@ -64,21 +64,22 @@ def run(options: argparse.Namespace) -> None:
     performance = calibration.load(options.machine, numbers)
     if options.plot and options.plot.suffix.lower() != ".png":
         raise InputError(f"--plot {options.plot}: a PNG is written; name it .png")
-    if options.plot and len(cells) > 1:
-        raise InputError(f"--plot draws one batch, not a grid of {len(cells)} cells")
     path = calibration.path_of(options.machine)
-    for cell in cells:
-        made = forecast(cell.derived, machine, performance, _counts(options.nodes))
+    forecasts = {}
+    for label, cell in zip(grid.labels(cells), cells, strict=True):
+        forecasts[label] = made = forecast(cell.derived, machine, performance, _counts(options.nodes))
         rate = performance.rate_of(cell.derived.recipe)
         of = "" if rate == cell.derived.recipe.name else f", the rate of {rate}, the same network"
         lines = [*cell.derived.lines(), *text.lines(made, f"numbers of {path}{of}")]
         _print(options, made.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe.batch)
-        if options.plot:
-            from legw_hpc.plan.plot import draw
+    if len(cells) > 1 and not options.json:
+        print("\n".join(["", *text.compared(forecasts)]))
+    if options.plot:
+        from legw_hpc.plan.plot import draw
 
-            draw(made, options.plot)
-            if not options.json:
-                print(f"plot     {options.plot}")
+        draw(forecasts, options.plot)
+        if not options.json:
+            print(f"plot     {options.plot}")
 
 
 def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str], batch: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from legw_hpc.derived import Derived
 from legw_hpc.errors import InputError
+from legw_hpc.plan.allreduce import best
 from legw_hpc.plan.calibration import CASES, Performance
 from legw_hpc.plan.gradient import gradient_bytes, update_passes
 from legw_hpc.plan.model import Split, Work, step
@@ -54,6 +55,7 @@ class Row:
         efficiency: samples/s a node beside those of the base; both likely.
         hours: from the start of the job to the last step.
         node_hours, units: as the machine charges them.
+        allreduce: the algorithm that is quickest between its nodes.
         jobs: of the machine's longest walltime that it takes, at worst.
         against: reasons, with their numbers; none is a sensible choice.
     """
@@ -69,6 +71,7 @@ class Row:
     node_hours: Range = UNKNOWN
     units: Range = UNKNOWN
     jobs: int = 0
+    allreduce: str = ""
 
     @property
     def runs(self) -> bool:
@@ -130,6 +133,7 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
                 hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),
                 jobs=math.ceil(3600 * hours.worst / seconds(machine.walltime, "walltime")),
+                allreduce=best(gradient_bytes(recipe) / recipe.exchange_pieces, count, speeds["likely"].network)[1],
             )  # fmt: skip
         rows.append(row)
     base = next((row for row in rows if row.runs), None)

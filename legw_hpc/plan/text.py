@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from legw_hpc.noise import Noise, fewest_samples, fewest_steps
 from legw_hpc.plan.forecast import Forecast, Range, Row
+from legw_hpc.plan.gradient import gradient_bytes
 from legw_hpc.plan.model import Split
 
 PARTS = tuple(field.name for field in fields(Split))
@@ -26,7 +27,8 @@ def lines(forecast: Forecast, numbers: str) -> list[str]:
     if shown:
         unit = "rows" if recipe.data.window else "samples"
         cost = [word.replace("samples", unit) for word in COST][: None if machine.charge not in (0, 1) else -1]
-        made += ["", *_table(STEP, map(_step, shown)), "", *_table(cost, (_cost(row)[: len(cost)] for row in shown)), ""]
+        made += [_exchange(forecast, shown), "", *_table(STEP, map(_step, shown)), ""]
+        made += [*_table(cost, (_cost(row)[: len(cost)] for row in shown)), ""]
         made.append(
             f"Likely (best to worst).  Efficiency: samples/s a node beside those of {_nodes(forecast.base)}, also a forecast."
         )
@@ -37,6 +39,27 @@ def lines(forecast: Forecast, numbers: str) -> list[str]:
             made.append("Left out too: with batch_norm=sync the ranks meet twice in every layer and micro-batch.")
     made += [f"not on {_nodes(row.nodes)}: {'; '.join(row.against)}" for row in forecast.rows if row.against]
     return [*made, *_advice(forecast)]
+
+
+def compared(forecasts: Mapping[str, Forecast]) -> list[str]:
+    """Several batches, or other cells of a grid, beside one another.
+
+    Args:
+        forecasts: by the words that tell them apart.
+    """
+    rows = {label: {row.nodes: row for row in made.rows} for label, made in forecasts.items()}
+    nodes = sorted({row.nodes for by in rows.values() for row in by.values() if row.runs})
+    if not nodes:
+        return ["sensible: none of these"]
+    table = ([f"{count:,}", *(_short(by.get(count)) for by in rows.values())] for count in nodes)
+    made = ["hours / node-hours, likely; *: something speaks against it, above; -: it cannot run"]
+    made += [line.rstrip() for line in _table(["nodes", *(f"{label} " for label in rows)], table)]
+    sensible = [(label, row) for label, by in rows.items() for row in by.values() if row.runs and not row.against]
+    if not sensible:
+        return [*made, "sensible: none of these"]
+    for word, (label, row) in _ends(sensible).items():
+        made.append(f"{word}: {label} on {_nodes(row.nodes)}, {_hours(row)}")
+    return made
 
 
 def noise_lines(batch: int, found: Noise, run: str) -> list[str]:
@@ -71,19 +94,43 @@ def _cost(row: Row) -> tuple[str, ...]:
     return f"{row.nodes:,}", _range(row.samples_per_s), f"{row.efficiency:.0%}", *ranges
 
 
+def _exchange(forecast: Forecast, rows: Sequence[Row]) -> str:
+    """What goes over the network, and how."""
+    by: dict[str, list[str]] = {}
+    for row in rows:
+        if row.nodes > 1:
+            by.setdefault(row.allreduce, []).append(f"{row.nodes:,}")
+    how = [f"{name} on {', '.join(nodes)} nodes" for name, nodes in by.items()] if len(by) > 1 else list(by)
+    said = f"exchange {gradient_bytes(forecast.derived.recipe) / 1e6:.3g} MB a step"
+    return f"{said}, between nodes by {' and '.join(how)} (the quickest by the model)" if how else said
+
+
 def _advice(forecast: Forecast) -> list[str]:
-    sensible = [row for row in forecast.rows if row.runs and not row.against]
+    sensible = [("", row) for row in forecast.rows if row.runs and not row.against]
     if not sensible:
         return ["sensible: none of these"]
-    cheap = min(sensible, key=lambda row: row.node_hours.likely)
-    quick = min(sensible, key=lambda row: row.hours.likely)
-    made = [f"sensible: {', '.join(f'{row.nodes:,}' for row in sensible)} nodes"]
-    for word, row in (("cheapest", cheap), ("quickest", quick)):
+    made = [f"sensible: {', '.join(f'{row.nodes:,}' for _, row in sensible)} nodes"]
+    for word, (_, row) in _ends(sensible).items():
         chain = f", --chain {row.jobs} of {forecast.machine.walltime}" if row.jobs > 1 else ""
-        made.append(
-            f"{word}: {_nodes(row.nodes)}, {_number(row.hours.likely)} h, {_number(row.node_hours.likely)} node-hours{chain}"
-        )
+        made.append(f"{word}: {_nodes(row.nodes)}, {_hours(row)}{chain}")
     return made
+
+
+def _ends(rows: Sequence[tuple[str, Row]]) -> dict[str, tuple[str, Row]]:
+    return {
+        "cheapest": min(rows, key=lambda pair: pair[1].node_hours.likely),
+        "quickest": min(rows, key=lambda pair: pair[1].hours.likely),
+    }
+
+
+def _hours(row: Row) -> str:
+    return f"{_number(row.hours.likely)} h, {_number(row.node_hours.likely)} node-hours"
+
+
+def _short(row: Row | None) -> str:
+    if row is None or not row.runs:
+        return "- "
+    return f"{_number(row.hours.likely)} / {_number(row.node_hours.likely)}{'*' if row.against else ' '}"
 
 
 def _nodes(count: int) -> str:
