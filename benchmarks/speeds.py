@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,13 +74,51 @@ def compute(bench: Bench, recipe: str, words: list[str], rounds: int) -> tuple[l
     return rates, halves, deviations
 
 
-def reading(bench: Bench, recipe: str, words: list[str], rounds: int) -> list[float]:
-    """Samples a second that a rank reads from its shards and decodes, all ranks at once; see `compute`."""
-    count = load(recipe, words).micro_batch
-    work = Trained(Bench(Serial(), bench.quick), recipe, [*words, f"batch={count}"]).work
-    items = work.order.items(0, 0)
-    seconds = repeated(bench, lambda: work.app.decode(work.training, items, (1, 0)), rounds)
-    return [count / s for s in seconds]
+@dataclass(frozen=True)
+class Reading:
+    """Samples a second that a rank reads from its shards and decodes, all ranks at once.
+
+    Attributes:
+        memory: that are in the memory of its node.
+        storage: that are not, by what this node can tell: a file server may still have them in its own.
+        fits: whether all training shards fit into the node's memory, where a run has them after it compared checksums.
+    """
+
+    memory: list[float]
+    storage: list[float]
+    fits: bool
+
+
+def reading(bench: Bench, recipe: str, words: list[str], rounds: int) -> Reading:
+    """Call it first of all: what another has mapped is not forgotten.  See `compute`."""
+    comm, count = bench.comm, load(recipe, words).micro_batch
+    work = Trained(Bench(Serial(), bench.quick), recipe, [*words, f"batch={count}", "data.verify=false"]).work
+    files = [file.path for file in work.training.files]
+
+    def decode(step: int) -> None:
+        work.app.decode(work.training, work.order.items(0, step % work.derived.steps_per_epoch), (1, 0))
+
+    def from_storage(step: int) -> float:
+        forget(files)
+        return bench.seconds(partial(decode, step * comm.size + comm.rank))
+
+    storage = [from_storage(step) for step in range(rounds + 1)][1:]
+    memory = repeated(bench, partial(decode, comm.rank), rounds)
+    fits = sum(path.stat().st_size for path in files) < available()
+    return Reading([count / s for s in memory], [count / s for s in storage], comm.broadcast(fits))
+
+
+def forget(files: Sequence[Path]) -> None:
+    """Let the system drop what it has of files in memory; it keeps what is mapped, or not yet written."""
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def available() -> int:
+    """Bytes of memory that this node has left for files."""
+    found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    return 1024 * int(found[1]) if found else 0
 
 
 def memory(bench: Bench, rounds: int) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.calibrate import toml
-from benchmarks.speeds import line
+from benchmarks.speeds import forget, line
 from legw_hpc.plan import calibration
 from legw_hpc.submit import machine as machines
 from tests.conftest import SAMPLES, Cli
@@ -52,12 +53,33 @@ def test_ranks_measure_what_plan_takes(shards: Path, cli: Cli, tmp_path: Path) -
     assert set(made.compute) == {"imagenet-resnet50", "mnist-lstm"}  # what was there stays
     assert made.network.alpha_us == calibration.load("skylake").network.alpha_us  # one host has no network
     assert made.memory.gb_per_s.source == "measured, in a test"
+    assert "from memory, where the data fit (" in made.compute["mnist-lstm"]["fp32"]["input_per_s"]["source"]
     assert "2 ranks x 1 threads" in made.jitter.measured_on
     assert 0 < made.start_s.likely < 200
     planned = cli("plan", *words, "--machine", "here.toml", "--nodes", "1,2", "--json")
     assert planned.returncode == 0, planned.stderr
     one, two = json.loads(planned.stdout)["nodes"]
     assert one["step"]["likely"]["exchange"] == 0 < two["step"]["likely"]["exchange"]
+
+
+def test_what_is_forgotten_is_read_from_storage(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with path.open("wb") as file:
+        file.write(bytes(1 << 20))
+        os.fsync(file.fileno())
+    if _said("stat", "-f", "-c", "%T", str(path)) == "tmpfs":
+        pytest.skip("a file in memory cannot be forgotten")
+
+    def in_memory() -> str:
+        return _said("fincore", "-b", "-n", "-o", "RES", str(path))
+
+    assert in_memory() == str(1 << 20)
+    forget([path])
+    assert in_memory() == "0"
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 @needs_mpi
