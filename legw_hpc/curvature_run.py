@@ -17,6 +17,8 @@ from legw_hpc.recipe import load
 from legw_hpc.records import Record, read
 
 PLOT = "curvature.png"
+# A warmup found that is so much longer or shorter than the one of the run, as a share of it, is worth another run (assumed).
+APART = 0.25
 OUT = "runs/curvature-{name}-{solver}-{scheme}-b{batch}-s{seed}"
 
 
@@ -77,11 +79,17 @@ def lines(record: Record) -> list[str]:
     rate = derived.lr(found.step - 1)
     about.append(
         f"peak     {found.value:.3g} at step {found.step:,}, epoch {found.step / per_epoch:.3g} (running median); "
-        f"1 / L is {1 / found.value:.3g}, the learning rate there {rate:.3g}"
+        f"1 / L is {1 / found.value:.3g}, the learning rate there {rate:.3g}, the sum of rates until then "
+        f"{derived.lr_sum(found.step):.3g}"
     )
     if found.until is None:
         about.append(f"warmup   no end of the peak within them; LEGW's is {legw:.3g} epochs")
     else:
         covers = f"{found.until / per_epoch:.3g} epochs ({found.until:,} steps) cover it: L is down to half there"
         about.append(f"warmup   {covers}; LEGW's is {legw:.3g} epochs")
+        ours, own = derived.scaled.warmup_epochs, found.until / per_epoch
+        if abs(own - ours) > APART * ours:
+            about.append(
+                f"note     measured under a warmup of {ours:.3g} epochs, which moves the peak: measure again under {own:.3g}"
+            )
     return about

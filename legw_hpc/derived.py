@@ -6,6 +6,7 @@ So `batch=8192` alone rescales the learning rate and warmup.  No torch and no nu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,6 +52,10 @@ class Derived:
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         return self.schedule(self.course.epoch(step))
+
+    def lr_sum(self, steps: int | None = None) -> float:
+        """The learning rates of so many steps, or of all, added up: how far SGD gets, as long as gradients stay alike."""
+        return sum(self.lr(step) for step in range(self.last if steps is None else steps))
 
     def where(self, done: int) -> str:
         """Epoch and learning rate after so many steps, for a message."""
@@ -110,7 +115,21 @@ class Derived:
             f"decay    {recipe.decay} {_options(recipe.decays, recipe.decay)}".rstrip(),
             *([f"growth   {'; '.join(grows)}"] if grows else []),
             f"steps    {self.steps_per_epoch:,} an epoch{tail}; {self.steps:,} in all",
+            *self._distance(),
         ]
+
+    def _distance(self) -> list[str]:
+        """How far this run gets beside the baseline's, where both are runs of one batch."""
+        base = self.recipe.baseline.batch
+        if self.recipe.batch == base or len(self.course.stages) > 1:
+            return []
+        try:
+            whole = derive(dataclasses.replace(self.recipe, batch=base))
+        except InputError:  # the data are too small for it
+            return []
+        total = whole.lr_sum(whole.steps)
+        share = self.lr_sum(self.steps) / total if total else math.nan
+        return [f"distance {share:.3g} of batch {base:,}'s: the learning rates of all steps, added up"]
 
 
 def derive(recipe: Recipe) -> Derived:

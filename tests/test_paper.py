@@ -10,8 +10,9 @@ import pytest
 
 from legw_hpc.errors import InputError
 from legw_hpc.grid import Cell
-from legw_hpc.paper import command, pages, studies
+from legw_hpc.paper import command, distance, pages, studies
 from legw_hpc.paper.studies import FIGURES, Study
+from legw_hpc.places import Place
 from legw_hpc.records import Records
 from tests.conftest import Cli
 
@@ -20,8 +21,8 @@ RESULTS = ROOT / "results"
 
 # (figure, application) -> runs of one seed
 COUNTS = {
-    ("figure1", "mnist"): 14, ("figure1", "ptb"): 12, ("figure1", "ptb-paper"): 12, ("figure3", "mnist"): 14,
-    ("figure3", "ptb"): 12, ("figure4", "mnist"): 35, ("figure5", "mnist"): 14, ("figure5", "ptb"): 12,
+    ("figure1", "mnist"): 14, ("figure1", "ptb"): 12, ("figure1", "ptb-paper"): 12, ("figure3", "mnist"): 21,
+    ("figure3", "ptb"): 18, ("figure4", "mnist"): 35, ("figure5", "mnist"): 14, ("figure5", "ptb"): 12,
     ("figure5", "ptb-paper"): 12, ("figure6", "mnist"): 9, ("figure6", "ptb"): 6, ("figure6", "ptb-paper"): 6,
     ("figure7", "mnist"): 9, ("figure7", "ptb"): 6, ("figure7", "ptb-paper"): 6, ("table1", "cifar"): 6, ("others", "mnist"): 6,
 }  # fmt: skip
@@ -43,7 +44,7 @@ def test_figures_share_their_runs() -> None:
     assert len(names["figure4"] & names["figure5"]) == 7  # Adam
     assert len(names["figure1"] & names["figure6"]) == 1  # LEGW at 8,192
     every = command._cells(list(FIGURES), ["mnist"], 1)
-    assert len(every) == len({cell.name for cell in every}) == 14 + 14 + 35 + 0 + 8 + 9 + 6  # the last in fp32
+    assert len(every) == len({cell.name for cell in every}) == 14 + 21 + 35 + 0 + 8 + 9 + 6  # the last in fp32
 
 
 def test_the_ranges_of_the_papers_comprehensive_tuning_are_searched() -> None:
@@ -208,3 +209,25 @@ def test_curvature_as_a_command(cli: Cli, arguments: list[str], tmp_path: Path) 
     assert again.stdout == "".join(line + "\n" for line in done.stdout.splitlines()[-len(again.stdout.splitlines()) :])
     assert "no run here" in cli("curvature", *arguments, "out=nowhere", "--draw").stderr
     assert "--every 0" in cli("curvature", *arguments, "--every", "0").stderr
+
+
+def test_legw_beside_its_baseline_at_an_equal_sum_of_rates(tmp_path: Path) -> None:
+    """A log whose accuracy is the sum of the rates so far is found again at the sums of the larger batches."""
+    legw = FIGURES["figure1"].studies["mnist"].grid("mnist")["LEGW"]
+    base, large, *_, last = legw
+    assert distance.rows([Place(base.derived, ()), Place(large.derived, ())], "accuracy") == []
+    run(base, tmp_path / "base.jsonl", 99.0)
+    first, *_, end = (tmp_path / "base.jsonl").read_text().splitlines()
+    steps = [469 * epoch for epoch in range(1, 26)]
+    evals = [{"event": "eval", "step": step, "epoch": step / 469, "accuracy": base.derived.lr_sum(step)} for step in steps]
+    (tmp_path / "base.jsonl").write_text("\n".join([first, *map(json.dumps, evals), end]) + "\n")
+    run(large, tmp_path / "large.jsonl", 98.0)
+    run(last, tmp_path / "last.jsonl", 97.0)
+    records = Records(tmp_path)
+    line = pages.found(FIGURES["figure1"].studies["mnist"], "mnist", records)["LEGW"]
+    rows = distance.rows(line, "accuracy")
+    sums = [cell.derived.lr_sum() for cell in (large, last)]
+    assert [row[0] for row in rows] == ["256", "8,192"]
+    assert [row[4] for row in rows] == [f"{total:.2f}" for total in sums]
+    assert [row[5] for row in rows] == ["98.00", "97.00"]
+    assert float(rows[1][2]) == pytest.approx(1 / 8, abs=0.03)  # 1 / sqrt(k), less for the longer warmup

@@ -22,7 +22,7 @@ def test_the_python_example_runs() -> None:
 
 
 def test_plan_prints_what_is_shown(cli: Cli) -> None:
-    shown = re.search(r"((?:    (?:recipe|batch|lr|warmup|decay|steps) .*\n)+)", README)
+    shown = re.search(r"((?:    (?:recipe|batch|lr|warmup|decay|steps|distance) .*\n)+)", README)
     assert shown
     assert cli("plan", "mnist-lstm", "batch=8192").stdout == re.sub(r"^    ", "", shown[1], flags=re.M)
 

@@ -29,6 +29,7 @@ class Curve:
         epoch: of one step.
         warmup_epochs: what LEGW takes for the batch.
         peak: of the smoothed curve, where there is one.
+        lr_sum: of the steps before it.
     """
 
     batch: int
@@ -38,14 +39,16 @@ class Curve:
     epoch: float
     warmup_epochs: float
     peak: Peak | None
+    lr_sum: float
 
 
 def curve(record: Record) -> Curve:
     """Of a run that measured L(x, g)."""
     steps, values = record.curvature()
-    recipe = record.recipe
+    recipe, derived, found = record.recipe, derive(record.recipe), peak(steps, values)
     warmup = scale(recipe.baseline, recipe.batch).warmup_epochs
-    return Curve(recipe.batch, recipe.seed, steps, values, 1 / derive(recipe).steps_per_epoch, warmup, peak(steps, values))
+    total = derived.lr_sum(found.step) if found else 0.0
+    return Curve(recipe.batch, recipe.seed, steps, values, 1 / derived.steps_per_epoch, warmup, found, total)
 
 
 def shift(curves: Sequence[Curve]) -> Power | None:

@@ -24,6 +24,7 @@ AXES = {"batch": "global batch (samples)", "lr": "learning rate"}
 # A value is far off that is so many median deviations and this share of the median away from it: it is drawn at the
 # edge, with its number, so that differences among the others can be seen (assumed).
 FAR_DEVIATIONS, FAR_SHARE = 10.0, 0.2
+AROUND = 1.25  # left and right of the first and the last place
 
 Point = tuple[float, Spread]
 
@@ -41,7 +42,7 @@ def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, ref
 
     Args:
         lines: a place of which all runs diverged is a cross at the bottom, one whose mean is far off an arrow at the
-            edge with its number.  One without runs breaks the line; a line without any is left out.
+            edge with its number.  One without runs breaks the line; of a line without any the legend says so.
         x: what is along the axis, a key of AXES.
         metric: what the values are.
         path: where to.
@@ -56,7 +57,9 @@ def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, ref
     if reference:
         axes.axhline(reference[1], color="0.4", linestyle="--", linewidth=1.0, label=reference[0])
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sorted({place for line in lines for place, _ in line.points})))
+    everywhere = sorted({place for line in lines for place, _ in line.points})
+    axes.set_xlim(everywhere[0] / AROUND, everywhere[-1] * AROUND)  # also where nothing has been run
+    axes.xaxis.set_major_locator(FixedLocator(everywhere))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if x == "batch" else "{x:.3g}"))
     axes.set(xlabel=AXES[x], ylabel=metric, title=title)
@@ -80,17 +83,25 @@ def _line(axes: Axes, line: Line, colour: str, marker: str, near: tuple[float, f
     low, high = near
     points = sorted(((x, spread) for x, spread in line.points), key=lambda point: point[0])
     if not any(spread.values or spread.diverged for _, spread in points):
+        axes.plot([], [], color=colour, marker=marker, linestyle="none", label=f"{line.label}: not run")
         return
     drawn = [spread.values and low <= spread.mean <= high for _, spread in points]
     means = [spread.mean if shown else math.nan for shown, (_, spread) in zip(drawn, points, strict=True)]
     deviations = [spread.deviation if shown else math.nan for shown, (_, spread) in zip(drawn, points, strict=True)]
     xs = [x for x, _ in points]
-    axes.errorbar(xs, means, deviations, color=colour, marker=marker, label=line.label, linewidth=1.8, capsize=3)
+    axes.errorbar(xs, means, deviations, color=colour, marker=marker, label=_told(line), linewidth=1.8, capsize=3)
     for x, spread in points:
         if spread.values and not low <= spread.mean <= high:
             _at_the_edge(axes, x, spread.mean > high, f"{spread.mean:.4g}", colour)
         elif spread.diverged and not spread.values:
             _at_the_edge(axes, x, False, "diverged", colour, "x")
+
+
+def _told(line: Line) -> str:
+    """With how many seeds a place of it has."""
+    seeds = sorted({len(spread.values) + spread.diverged for _, spread in line.points} - {0})
+    many = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    return f"{line.label} ({many} {'seed' if many == '1' else 'seeds'})"
 
 
 def _at_the_edge(axes: Axes, x: float, top: bool, text: str, colour: str, marker: str = "") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from legw_hpc.data.files import written_whole
 from legw_hpc.figures import curvature, quality, schedules
 from legw_hpc.grid import cells
+from legw_hpc.paper import distance
 from legw_hpc.paper.studies import FIGURES, QUICK, RECIPES, TABLE_1, Study
 from legw_hpc.places import Place, first_metric, places
 from legw_hpc.recipe import load
@@ -82,7 +83,14 @@ def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
         for x in sorted({x for line in points.values() for x in line})
     ])  # fmt: skip
     told = f"; {study.paper[0]}: {study.paper[1]:g}" if study.paper else ""
-    return [f"{metric.capitalize()}, mean ± sample standard deviation (n seeds){told}.", "", *text]
+    text = [f"{metric.capitalize()}, mean ± sample standard deviation (n seeds){told}.", "", *text]
+    if study.distance and (rows := distance.rows(found["LEGW"], metric)):
+        text += ["", "LEGW beside its baseline, seen when the rates of its steps had added up to as much"]
+        if found["LEGW"][0].derived.recipe.decay != "constant":
+            text[-1] += " (and had not fallen yet, which LEGW's have at its end)"
+        text[-1] += ":"
+        text += ["", *_table(distance.HEAD, rows)]
+    return text
 
 
 def _along(place: Place, along: str) -> float:
@@ -93,14 +101,24 @@ def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
     run = {label: [record for place in line for record in place.records] for label, line in found.items()}
     curves = {label: [curvature.curve(record) for record in records] for label, records in run.items() if records}
     curvature.draw(curves, path, title)
-    head = ["scheme", "batch", "seed", "peak of L", "step", "epoch", "half of it from epoch", "LEGW's warmup, epochs"]
+    head = [
+        "scheme",
+        "batch",
+        "seed",
+        "peak of L",
+        "step",
+        "epoch",
+        "sum of lr",
+        "half of it from epoch",
+        "LEGW's warmup, epochs",
+    ]
     rows, fits = [], [f"{label}: not run." for label, records in run.items() if not records]
     for label, line in curves.items():
         for curve in line:
-            peak, told = curve.peak, ["none", "", "", ""]
+            peak, told = curve.peak, ["none", "", "", "", ""]
             if peak is not None:
                 half = "" if peak.until is None else f"{peak.until * curve.epoch:.3g}"
-                told = [f"{peak.value:.3g}", f"{peak.step:,}", f"{peak.step * curve.epoch:.3g}", half]
+                told = [f"{peak.value:.3g}", f"{peak.step:,}", f"{peak.step * curve.epoch:.3g}", f"{curve.lr_sum:.3g}", half]
             rows.append([label, f"{curve.batch:,}", f"{curve.seed}", *told, f"{curve.warmup_epochs:g}"])
         if (fit := curvature.shift(line)) is not None:
             fits.append(f"{label}: the epoch of the peak goes as batch to the power {fit} (standard error; {fit.points} peaks).")
@@ -110,8 +128,10 @@ def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
         *(fits or ["Too few peaks to fit a power."]),
         "",
         "The paper's claim, a shift to the right about in proportion to the batch, is a power of 1. L is of each step's own",
-        "batch, the peak that of a running median (`legw_hpc/peak.py`). legw is LEGW's learning rate, whose warmup grows with",
-        "the batch as well: the control for that is sqrt, the same without a warmup.",
+        "batch, the peak that of a running median (`legw_hpc/peak.py`). The power depends on the rates: if the peak comes when",
+        "those of the steps so far add up to a constant (sum of lr), it is 0.75 for legw, whose warmup has as many steps at",
+        "every batch, 0.5 for sqrt, the same without a warmup, and 1 for none, one rate for all batches: what the batch",
+        "alone does.",
     ]
 
 

@@ -3,8 +3,8 @@
 Not in the paper, and assumed here: Adam has its own default rate of 0.001 at every batch, and the
 recipe's decay; the grids of learning rates (its ranges, in our losses' units, and as far again where
 its best end is not ours); what becomes of PTB's decay in 50 epochs (stretched: it then has the shape
-that it has in 13); what the learning rate does while L(x, g) is measured (LEGW, and LEGW without its
-warmup, which could otherwise be what makes the peak).
+that it has in 13); what the learning rate does while L(x, g) is measured (LEGW; LEGW without its warmup, which could
+otherwise be what makes the peak; and one rate for all batches).
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ class Study:
         series: words of a grid, by the label of its line.
         paper: what the paper gives: words, and a number to draw.
         along: what the runs of a series differ in: "batch" or "lr".
+        distance: whether LEGW is also set beside its baseline at an equal sum of learning rates.
     """
 
     series: Mapping[str, str]
     paper: tuple[str, float] | None = None
     along: str = "batch"
+    distance: bool = False
 
     def grid(self, application: str, seeds: int = 1) -> dict[str, list[Cell]]:
         """The cells of each series, the first seeds of each."""
@@ -98,7 +100,7 @@ def _tuned(batch: str, rates: str, more: str = "") -> dict[str, str]:
 
 
 def _curvature(words: str) -> dict[str, str]:
-    return {scheme: f"{words} curvature_every=1 scheme={scheme}" for scheme in ("legw", "sqrt")}
+    return {scheme: f"{words} curvature_every=1 scheme={scheme}" for scheme in ("legw", "sqrt", "none")}
 
 
 # The paper's 0.01 to 0.16 at batch 8,192, and as far again and half of it.
@@ -124,9 +126,9 @@ FIGURES = {
     "figure1": Figure(
         "Figure 1: final quality against batch size, LEGW beside linear scaling with 5 epochs of warmup",
         {
-            "mnist": Study(_scaled(MNIST), AT_128),
-            "ptb": Study(_scaled(PTB), AT_20),
-            "ptb-paper": Study(_scaled(PTB), AT_20),
+            "mnist": Study(_scaled(MNIST), AT_128, distance=True),
+            "ptb": Study(_scaled(PTB), AT_20, distance=True),
+            "ptb-paper": Study(_scaled(PTB), AT_20, distance=True),
             "sample": Study(_scaled(SAMPLE)),
         },
     ),
