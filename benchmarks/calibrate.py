@@ -34,9 +34,17 @@ from legw_hpc.launcher import launched
 from legw_hpc.plan import calibration
 from legw_hpc.plan.calibration import Compute, Memory, Network, Number, Performance
 from legw_hpc.recipe import load
+from legw_hpc.submit.machine import MACHINES, available
 from legw_hpc.submit.machine import load as load_machine
 
 MAKERS = {"mnist-lstm": made.mnist, "ptb-lstm": made.text, "resnet20": made.cifar, "resnet50": made.jpegs}
+
+
+def positive(word: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {word!r}")
+    return int(word)
 
 
 def age() -> float:
@@ -139,13 +147,19 @@ def main() -> None:
     parser.add_argument("recipe", help="name of a packaged recipe, or path of a .toml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=bf16 or data.dir=data/imagenet")
     parser.add_argument("--to", type=Path, help="performance file (default: print it)")
-    parser.add_argument("--ranks", type=int, default=2, help="on this host, where no launcher has started any (default: 2)")
+    parser.add_argument("--ranks", type=positive, default=2, help="on this host, where no launcher has started any (default: 2)")
     parser.add_argument("--machine", help="name of a machine, or path of its .toml file: whose jobs these ranks are like")
-    parser.add_argument("--threads", type=int, help="a rank (default: the machine's, or 1)")
+    parser.add_argument("--threads", type=positive, help="a rank (default: the machine's, or 1)")
     parser.add_argument("--note", default="", help='for the sources, such as "on a busy machine"')
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     options = parser.parse_args()
     try:
+        load(options.recipe, options.overrides)  # before ranks are launched
+        if options.machine in available() and not options.to:
+            raise InputError(
+                f"--machine {options.machine}: its numbers are the package's; name your copy of "
+                f"{MACHINES / options.machine}.toml, or --to FILE"
+            )
         if options.ranks > 1 and launched().size == 1:
             command, environment = measure.on_ranks(options.ranks)
             words = [sys.executable, "-m", "benchmarks.calibrate", *sys.argv[1:]]

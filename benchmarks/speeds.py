@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
 import statistics
@@ -25,6 +27,7 @@ from legw_hpc.recipe import load
 
 SMALL, LARGE = 2, 8 << 20  # elements of an exchange: nothing but messages, and little but bytes
 BUFFER = 16 << 20  # elements that are copied and added: out of the caches
+STEPS = 5  # of each size in a round
 LEAST = 0.1  # of the time of a large sum that is its bytes, whatever else was measured (assumed)
 
 
@@ -42,7 +45,7 @@ def line(points: dict[int, float]) -> tuple[float, float]:
 
 
 def compute(bench: Bench, recipe: str, words: list[str], rounds: int) -> tuple[list[float], list[float], list[float]]:
-    """A rank's rate and half-batch with all ranks at work and none waiting for another; and the ranks' jitter.
+    """A rank's rate and half-batch with all ranks at work and none waiting for another; and the ranks' jitter, of each round.
 
     Args:
         recipe, words: as for `legw-hpc train`.
@@ -64,14 +67,24 @@ def compute(bench: Bench, recipe: str, words: list[str], rounds: int) -> tuple[l
         points = {}
         for m in sizes:
             bench.comm.barrier()
-            everyone = bench.comm.gather(statistics.median(seconds(m) for _ in range(3)))
-            points[m] = statistics.mean(everyone)
+            everyone = bench.comm.gather([seconds(m) for _ in range(STEPS)])
+            points[m] = statistics.mean(map(statistics.median, everyone))
         if number:  # the first warms up
             rate, half = line(points)
             rates.append(rate)
             halves.append(half)
-            deviations.append(statistics.stdev(everyone) / points[full])  # of the full micro-batch, the last
+            deviations.append(deviation(everyone))  # of the full micro-batch, the last
     return rates, halves, deviations
+
+
+def deviation(everyone: Sequence[Sequence[float]]) -> float:
+    """The standard deviation over ranks of the time of a single step, as a share of it: of all steps together.
+
+    Args:
+        everyone: seconds of each step of each rank.
+    """
+    variances = [statistics.variance(ranks) for ranks in zip(*everyone, strict=True)]
+    return math.sqrt(statistics.mean(variances)) / statistics.mean(itertools.chain(*everyone))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from legw_hpc.data.reading import tried
 from legw_hpc.errors import InputError
 
 VERSION = 2
+FOLDER = "checkpoints"  # of a run's
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -59,6 +60,11 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         if target.stem in vouched and state_file.stem not in vouched:  # a list without what was just written is not the last word
             _remove(state_file)
     return target
+
+
+def any_in(run: Path) -> bool:
+    """Has a run's folder a checkpoint that was finished."""
+    return bool(_manifests(run / FOLDER))
 
 
 def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[str, Any] | None:

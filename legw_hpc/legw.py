@@ -31,6 +31,8 @@ SCHEMES = {
     "linear": ("linear", "gradual"),  # Goyal et al. 2017
     "sqrt": ("sqrt", "none"),  # Krizhevsky 2014
     "none": ("none", "none"),
+    # Published points that follow no rule: another batch wants explicit values (derived.py).
+    "fixed": ("none", "legw"),
 }
 
 

@@ -18,9 +18,15 @@ Pure Python: no torch.
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Any
+
+from legw_hpc.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Noise:
     @property
     def scale(self) -> float | None:
         """B_simple, samples; None where the gradient cannot be told from its noise."""
-        return self.variance / self.square if self.square > 0 else None
+        scale = self.variance / self.square if self.square > 0 else math.inf
+        return scale if math.isfinite(scale) else None
 
 
 def weight(batch: int, share: int) -> float:
@@ -66,10 +73,15 @@ def estimate(total: float, square: float, batch: int, ranks: int) -> Noise | Non
     return Noise(variance, square - variance / batch)
 
 
-def mean(estimates: Sequence[Noise]) -> Noise:
-    """Of at least one step."""
-    count = len(estimates)
-    return Noise(sum(one.variance for one in estimates) / count, sum(one.square for one in estimates) / count)
+def mean(estimates: Sequence[Noise], weights: Sequence[int] = ()) -> Noise:
+    """Of at least one step.
+
+    Args:
+        weights: how many steps each stands for; none is one.
+    """
+    steps = list(weights) or [1] * len(estimates)
+    variances, squares = ([getattr(one, name) for one in estimates] for name in ("variance", "square"))
+    return Noise(*(sum(map(mul, steps, values)) / sum(steps) for values in (variances, squares)))
 
 
 def as_line(found: Noise) -> dict[str, float | None]:
@@ -78,12 +90,32 @@ def as_line(found: Noise) -> dict[str, float | None]:
 
 
 def from_log(lines: Sequence[Mapping[str, Any]]) -> Noise | None:
-    """The mean over the second half of a run's log; None where it has none.
+    """The mean over the second half of a run's steps that were logged; None where it has none.
 
     The noise scale grows as the loss falls (§ 4), so that the first steps say little of the rest.
+
+    Raises:
+        InputError: a line whose estimates are no numbers.
     """
-    found = [Noise(line["gradient_variance"], line["gradient_square"]) for line in lines if "gradient_variance" in line]
-    return mean(found[len(found) // 2 :]) if found else None
+    found, steps, before = list[Noise](), list[int](), 0
+    for line in lines:
+        if "gradient_variance" in line:
+            variance, square, step = (_number(line, key) for key in ("gradient_variance", "gradient_square", "step"))
+            found.append(Noise(variance, square))
+            steps.append(max(1, int(step) - before))  # a line is of the steps since the one before
+            before = int(step)
+    if not found:
+        return None
+    before_each = itertools.accumulate(steps, initial=0)
+    half = next(i for i, done in enumerate(before_each) if done >= sum(steps) / 2 or i == len(steps) - 1)
+    return mean(found[half:], steps[half:])
+
+
+def _number(line: Mapping[str, Any], key: str) -> float:
+    value = line.get(key)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"its log has a noise scale that is no number: {key} {json.dumps(value)}")
+    return value
 
 
 def fewest_steps(batch: int, scale: float) -> float:

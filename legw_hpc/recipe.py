@@ -36,6 +36,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 TWINS = ("none", "no-exchange", "synthetic")
 # Above this a measured micro-batch (tuning.py) only costs memory (assumed).
 MOST_MEASURED = 1024
+MOST_EPOCHS = 1_000_000  # assumed: beyond any training
 
 RECIPES = Path(__file__).parent / "recipes"
 SAMPLES = Path(__file__).parent / "data" / "sample"
@@ -128,6 +129,7 @@ class Recipe:
         twin: a run that is a measurement alone, without the exchange or without reading samples (twins.py).
         curvature_every: steps between two measurements of L(x, g) (curvature.py); 0 is never.
         max_steps: stop after so many steps of the run's own schedule; 0 is all.
+        start: the folder of a run whose last weights, and what goes with them, this one begins with; the optimizer begins anew.
         out: the run folder; {name}, {batch}, {scheme}, {solver} and {seed} are filled in.
         comm: "auto", "serial", "horovod" or "mpi".
         device: "auto", "cpu" or "cuda".
@@ -167,6 +169,7 @@ class Recipe:
     twin: str = "none"
     curvature_every: int = 0
     max_steps: int = 0
+    start: str = ""
     checkpoint: Checkpoint = Checkpoint()
     out: str = "runs/{name}-{solver}-{scheme}-b{batch}-s{seed}"
     comm: str = "auto"
@@ -223,7 +226,7 @@ class Recipe:
             "data.verify",
         }
         told |= set() if self.normalised else {"micro_batch"}
-        told |= {key for key in ("curvature_every", "evaluate", "twin") if getattr(self, key) == DEFAULTS[key]}
+        told |= {key for key in ("curvature_every", "evaluate", "start", "twin") if getattr(self, key) == DEFAULTS[key]}
         told |= set() if self.growth.epochs else {"growth"}
         told |= {f"decays.{name}" for name in self.decays if name != self.decay}
         told |= {f"solvers.{name}" for name in self.solvers if name != self.solver}
@@ -267,7 +270,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if strict.depth(values) > strict.DEEPEST:
         raise InputError(f"{where}: more than {strict.DEEPEST} tables within each other")
     recipe: Recipe = strict.build(Recipe, values, where)
-    if not recipe.batch:
+    if "batch" not in values:
         recipe = dataclasses.replace(recipe, batch=recipe.baseline.batch)
     _check(recipe)
     return recipe
@@ -305,6 +308,8 @@ def _check(recipe: Recipe) -> None:
     for key, names in known.items():
         if flat[key] not in names:
             raise InputError(f"recipe {recipe.name}: unknown {key} {flat[key]!r}: one of {', '.join(names)}")
+    if recipe.epochs > MOST_EPOCHS:
+        raise InputError(f"recipe {recipe.name}: epochs must be at most {MOST_EPOCHS:,}, not {recipe.epochs:g}")
     for key in above:
         value = flat[key]
         if value is not None and not (math.isfinite(value) and value > 0):

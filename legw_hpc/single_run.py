@@ -97,6 +97,8 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     timing, log = Timing(), folder.log
     carried: list[torch.Tensor] = []
     done = folder.restore(work.parts, timing, carried, print)
+    if recipe.start and not done:
+        folder.begin_with(recipe.start, work.model)
     carried[:] = [tensor.to(work.device) for tensor in carried]
     _announce(work, folder, done)
     at_once = comm.size * recipe.micro_batch
@@ -219,6 +221,8 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     if work.tuned is not None:
         print(f"micro    {work.tuned}")
         facts["micro_batches_tried"] = work.tuned.seconds
+    if recipe.start:
+        print(f"start    the last weights of {recipe.start}")
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
     code = {"versions": runlog.versions(), "commit": runlog.commit()}
     if done:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from legw_hpc import apps, runlog, tuning, twins
+from legw_hpc import apps, checkpoint, runlog, tuning, twins
 from legw_hpc.agreement import learn_alike, stay_alike
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
@@ -149,6 +150,8 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
         app = apps.application(recipe.application, **options)
         training, evaluated = _open(recipe, app, comm.size)
+        if recipe.start and comm.rank == 0 and not recipe.out_folder().exists() and not checkpoint.any_in(Path(recipe.start)):
+            raise InputError(f"start={recipe.start}: no run with a checkpoint there")
     verify_together((training, *evaluated) if recipe.data.verify else (), comm)
     with comm.together():
         derived = derive(recipe)

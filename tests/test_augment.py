@@ -255,8 +255,22 @@ def test_shrinking_averages() -> None:
 def test_evaluation_of_other_sizes() -> None:
     assert augment.eval_image(jpeg(90, 70), 64, 64).shape == (64, 64, 3)
     assert augment.eval_image(jpeg(90, 70), 72, 65).shape == (65, 65, 3)
-    with pytest.raises(InputError, match="resized to 200 have no centre of 224"):
+    with pytest.raises(InputError, match="resized to 200 have no part of 224"):
         augment.eval_image(jpeg(90, 70), 200)
+
+
+@pytest.mark.parametrize(("down", "right", "place"), [(0.0, 0.0, (0, 0)), (0.999, 0.999, (32, 118)), (0.5, 0.25, (16, 29))])
+def test_a_crop_of_one_scale_is_a_part_of_the_resized_image(down: float, right: float, place: tuple[int, int]) -> None:
+    file = jpeg(256, 342)
+    u = np.array([0.7] * (TRAIN_UNIFORMS - 3) + [down, right, 0.5])
+    image = augment.fixed_scale_image(file, u)
+    whole = simplejpeg.decode_jpeg(file)
+    top, left = place
+    assert np.array_equal(image, whole[top : top + 224, left : left + 224])
+    u[-1] = 0.4
+    assert np.array_equal(augment.fixed_scale_image(file, u), image[:, ::-1])
+    small = augment.fixed_scale_image(jpeg(90, 70), u, 72, 65)
+    assert (small.shape, small.flags.c_contiguous) == ((65, 65, 3), True)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ImageNet sample here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,8 +12,10 @@ from numpy.typing import NDArray
 
 from legw_hpc import noise
 from legw_hpc.data.order import part
+from legw_hpc.errors import InputError
 from legw_hpc.noise import Noise
 from legw_hpc.plan.text import noise_lines
+from legw_hpc.recipe import load
 
 
 def by_ranks(gradients: NDArray[np.float64], ranks: int) -> Noise | None:
@@ -91,10 +95,33 @@ def test_steps_and_samples_at_the_noise_scale_are_twice_the_fewest() -> None:
     ],
 )
 def test_what_plan_says(batch: int, found: Noise, said: str) -> None:
-    assert said in "\n".join(noise_lines(batch, found, "runs/x"))
+    assert said in "\n".join(noise_lines(load("mnist-lstm", [f"batch={batch}"]), found, "runs/x"))
+
+
+def test_a_texts_batch_is_of_rows() -> None:
+    assert "for 9% more rows" in "\n".join(noise_lines(load("ptb-lstm", ["batch=100"]), Noise(1000.0, 1.0), "runs/x"))
+
+
+def logged(*estimates: tuple[int, object, object]) -> list[dict[str, object]]:
+    """Lines of a log: (step, variance, square)."""
+    return [{"event": "start"}] + [{"step": n, "gradient_variance": v, "gradient_square": s} for n, v, s in estimates]
 
 
 def test_of_a_log_the_second_half_counts_and_sums_are_divided() -> None:
-    lines = [{"event": "start"}] + [{"gradient_variance": v, "gradient_square": s} for v, s in ((9, 9), (9, 9), (1, 4), (5, 2))]
-    assert noise.from_log(lines) == Noise(3.0, 3.0)
+    assert noise.from_log(logged((1, 9, 9), (2, 9, 9), (3, 1, 4), (4, 5, 2))) == Noise(3.0, 3.0)
     assert noise.from_log([{"event": "step"}]) is None
+
+
+def test_a_line_counts_as_many_times_as_it_has_steps() -> None:
+    assert noise.from_log(logged((1, 9, 9), (2, 9, 9), (4, 1, 4), (8, 5, 2))) == Noise(5.0, 2.0)
+    assert noise.mean([Noise(1.0, 4.0), Noise(5.0, 2.0)], [1, 3]) == Noise(4.0, 2.5)
+
+
+@pytest.mark.parametrize("line", [(4, None, 1.0), (4, "x", 1.0), (4, 1.0, None), (None, 1.0, 1.0), (4, math.nan, 1.0)])
+def test_a_damaged_log_is_refused(line: tuple[int, object, object]) -> None:
+    with pytest.raises(InputError, match="a noise scale that is no number"):
+        noise.from_log(logged(line))
+
+
+def test_a_scale_beyond_numbers_is_none() -> None:
+    assert Noise(1e300, 1e-300).scale is None

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from legw_hpc import runlog
+from legw_hpc import checkpoint, runlog
 from legw_hpc.data.sources import synthetic
 from tests.conftest import Cli
 
@@ -276,3 +276,26 @@ def test_a_run_of_a_version_without_a_newer_key_is_gone_on_with(cli: Cli, argume
     for other in ("twin=synthetic", "evaluate=false"):
         said = cli("train", *arguments, "out=r", other)
         assert (said.returncode, "holds a run with" in said.stderr) == (2, True)
+
+
+def test_a_run_begins_with_the_weights_of_another(cli: Cli, arguments: list[str], whole: Path, tmp_path: Path) -> None:
+    words = [*arguments, f"start={whole}", "out=second"]
+    done = cli("train", *words, "max_steps=1")  # of a warmup, whose first rate is 0
+    assert done.returncode == 0, done.stderr
+    assert f"start    the last weights of {whole}" in done.stdout
+    assert_same_bits(tmp_path / "second", whole)
+    assert cli("train", *words).returncode == 0  # and goes on from its own
+    assert numbers(tmp_path / "second")[-1] != numbers(whole)[-1]
+    refused = cli("train", *arguments, "out=second")
+    assert (refused.returncode, "holds a run with start" in refused.stderr) == (2, True)
+
+
+def test_what_cannot_be_begun_with_is_refused(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    checkpoints = tmp_path / "other" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    checkpoint.save(checkpoints, 1, {"model": {"w": torch.zeros(1)}}, 1)
+    for start, said in (("nowhere", "no run with a checkpoint there"), ("other", "its checkpoint is of another model")):
+        done = cli("train", *arguments, f"start={start}", "out=run")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert (tmp_path / "run").exists() == (start == "other")
+        assert f"start={start}: {said}" in done.stderr

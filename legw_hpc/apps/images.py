@@ -21,6 +21,7 @@ from legw_hpc.models import resnet
 # Mean and deviation of each channel, of 255: ImageNet's as torchvision has them; CIFAR-10's measured, over its 50,000
 # training images (as JPEGs).
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+CROPS = ("random", "fixed")
 CIFAR10 = ((125.3, 122.9, 113.9), (62.5, 61.9, 66.5))
 
 
@@ -28,16 +29,18 @@ def resnet50(
     classes: int = 1000,
     size: int = 224,
     resize: int = 256,
+    crops: str = "random",
     label_smoothing: float = 0.0,
     batch_norm: str = "micro-batch",
     batch_norm_momentum: float = 0.1,
 ) -> Application:
-    """ResNet-50 on JPEGs: random-resized crop and flip in training, the centre at evaluation.
+    """ResNet-50 on JPEGs: a crop and a flip in training, the centre at evaluation.
 
     Args:
         classes: the most that the shards may have.
         size: pixels of the square that the network sees.
         resize: pixels of the shorter side before the centre is cut out.
+        crops: in training, "random" in size, shape and place, or "fixed": in place alone, of the shorter side resized.
         label_smoothing: share of the target spread over all classes.
         batch_norm: see models/batch_norm.py.
         batch_norm_momentum: share of a step's statistics in the running ones; 1 is those of the last step alone (Akiba et al.
@@ -47,6 +50,8 @@ def resnet50(
         ValueError: a value out of range.
     """
     check_options(size=(size, int, 32, 4096), resize=(resize, int, size, 8192))
+    if crops not in CROPS:
+        raise ValueError(f"crops must be one of {', '.join(CROPS)}, not {crops!r}")
 
     def decode(data: Any, samples: NDArray[np.int64], draw: Draw | None) -> tuple[Tensor, ...]:
         """Images uint8 [B, size, size, 3] and labels [B] int64."""
@@ -56,6 +61,8 @@ def resnet50(
             try:
                 if draws is None:
                     return augment.eval_image(jpegs[place], resize, size)
+                if crops == "fixed":
+                    return augment.fixed_scale_image(jpegs[place], draws[place], resize, size)
                 return augment.train_image(jpegs[place], draws[place], size)
             except ValueError as error:
                 name = data.take("name", samples[place : place + 1])[0].decode(errors="replace")

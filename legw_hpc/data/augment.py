@@ -118,6 +118,22 @@ def train_image(jpeg: bytes, u: Numbers, size: int = 224) -> Image:
     return cast(Image, cv2.flip(resized, 1)) if u[BOX_UNIFORMS] < 0.5 else resized
 
 
+def fixed_scale_image(jpeg: bytes, u: Numbers, resize: int = 256, size: int = 224) -> Image:
+    """A random square of the image with its shorter side resized to `resize`, flipped every other time.
+
+    Args:
+        u: the last three of TRAIN_UNIFORMS are taken.
+
+    Raises:
+        As `eval_image`.
+    """
+    image = _shorter_side(jpeg, resize, size)
+    down, right, flip = u[-3:].tolist()
+    top, left = (int(share * (length - size + 1)) for share, length in zip((down, right), image.shape, strict=False))
+    crop = np.ascontiguousarray(image[top : top + size, left : left + size])
+    return cast(Image, cv2.flip(crop, 1)) if flip < 0.5 else crop
+
+
 def eval_image(jpeg: bytes, resize: int = 256, size: int = 224) -> Image:
     """The centre, [size, size, 3], of the image with its shorter side resized to `resize`.
 
@@ -125,14 +141,18 @@ def eval_image(jpeg: bytes, resize: int = 256, size: int = 224) -> Image:
         ValueError: it does not decode; says why.
         InputError: `resize` is less than `size`.
     """
+    image = _shorter_side(jpeg, resize, size)
+    top, left = (round((length - size) / 2) for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def _shorter_side(jpeg: bytes, resize: int, size: int) -> Image:
     if resize < size:
-        raise InputError(f"images resized to {resize} have no centre of {size}")
+        raise InputError(f"images resized to {resize} have no part of {size}")
     height, width = _size(jpeg)
     short = min(height, width)
     h, w = resize * height // short, resize * width // short
-    image = _resized(_decoded(jpeg, h, w), h, w)
-    top, left = round((h - size) / 2), round((w - size) / 2)
-    return np.ascontiguousarray(image[top : top + size, left : left + size])
+    return _resized(_decoded(jpeg, h, w), h, w)
 
 
 def crops32(images: Image, u: Numbers, pad: int = 4) -> Image:

@@ -25,7 +25,7 @@ FOLDER = "performance"
 CASES = ("best", "likely", "worst")
 # No quantity in its unit is beyond (assumed); what is would only overflow elsewhere.
 LARGEST = 1e15
-MEASURE = "python -m benchmarks.calibrate {recipe} --machine {machine}"
+MEASURE = "in a checkout, python -m benchmarks.calibrate {recipe} --machine my-site/{machine}.toml, your copy of its file"
 
 
 @dataclass(frozen=True)
@@ -164,27 +164,34 @@ def _network(recipe: Recipe) -> tuple[str, int, int]:
     return recipe.application, gradient.parameters(recipe), recipe.data.window
 
 
-def path_of(name: str) -> Path:
-    """The numbers of a machine, by its name or the path of its .toml file: in the folder beside it."""
+def path_of(name: str, like: str = "") -> Path:
+    """The numbers of a machine, by its name or the path of its .toml file: in the folder beside it.
+
+    Args:
+        like: the packaged machine whose numbers they are where it has none itself.
+    """
     machine = Path(name) if name.endswith(".toml") else MACHINES / f"{name}.toml"
-    return machine.parent / FOLDER / machine.name
+    own = machine.parent / FOLDER / machine.name
+    return path_of(like) if like and not own.exists() else own
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Performance:
+def load(name: str, overrides: Sequence[str] = (), like: str = "") -> Performance:
     """A machine's numbers.
 
     Args:
-        name: of the machine, or the path of its file.
+        name, like: see `path_of`.
         overrides: key=value of the fields; see `strict.read`.
 
     Raises:
         InputError: no such file, or see `read`.
     """
     try:
-        return read(path_of(name), overrides)
+        return read(path_of(name, like), overrides)
     except FileNotFoundError as error:
-        measure = MEASURE.format(recipe="RECIPE", machine=name)
-        raise InputError(f"{error}: nobody has measured machine {name} yet: {measure}") from None
+        measure = MEASURE.format(recipe="RECIPE", machine=Path(name).stem)
+        raise InputError(
+            f'{error}: nobody has measured machine {name} yet: {measure}; or like = "skylake" in it takes another\'s numbers'
+        ) from None
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Performance:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from legw_hpc.errors import InputError
+from legw_hpc.recipe import Recipe
 
 EXAMPLES = (
     "  legw-hpc plan mnist-lstm batch=8192\n"
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
             raise InputError(f"--{given[0]}: of which machine?  --machine NAME")
         for cell in cells:
             lines = cell.derived.lines()
-            _print(options, cell.derived.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe.batch)
+            _print(options, cell.derived.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe)
         return
 
     from legw_hpc.plan import calibration, text
@@ -61,17 +62,17 @@ def run(options: argparse.Namespace) -> None:
     prefix = f"{calibration.FOLDER}."
     numbers = [word.removeprefix(prefix) for word in options.set if word.startswith(prefix)]
     machine = load_machine(options.machine, [word for word in options.set if not word.startswith(prefix)])
-    performance = calibration.load(options.machine, numbers)
+    performance = calibration.load(options.machine, numbers, machine.like)
     if options.plot and options.plot.suffix.lower() != ".png":
         raise InputError(f"--plot {options.plot}: a PNG is written; name it .png")
-    path = calibration.path_of(options.machine)
+    path = calibration.path_of(options.machine, machine.like)
     forecasts = {}
     for label, cell in zip(grid.labels(cells), cells, strict=True):
         forecasts[label] = made = forecast(cell.derived, machine, performance, _counts(options.nodes))
         rate = performance.rate_of(cell.derived.recipe)
         of = "" if rate == cell.derived.recipe.name else f", the rate of {rate}, the same network"
         lines = [*cell.derived.lines(), *text.lines(made, f"numbers of {path}{of}")]
-        _print(options, made.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe.batch)
+        _print(options, made.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe)
     if len(cells) > 1 and not options.json:
         print("\n".join(["", *text.compared(forecasts)]))
     if options.plot:
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"plot     {options.plot}")
 
 
-def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str], batch: int) -> None:
+def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str], recipe: Recipe) -> None:
     """With what the noise scale says, if a run is named."""
     if options.noise is not None:
         from legw_hpc import noise, runlog
@@ -90,12 +91,15 @@ def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str]
 
         if not (options.noise / runlog.LOG).is_file():
             raise InputError(f"--noise {options.noise}: no run there, {options.noise / runlog.LOG} is missing")
-        found = noise.from_log(runlog.read(options.noise))
+        try:
+            found = noise.from_log(runlog.read(options.noise))
+        except InputError as error:
+            raise InputError(f"--noise {options.noise}: {error}") from None
         if found is None:
             raise InputError(
                 f"--noise {options.noise}: no noise scale in its log: train with noise_scale=true, on 2 ranks or more"
             )
-        values, lines = values | noise.as_line(found), [*lines, *noise_lines(batch, found, str(options.noise))]
+        values, lines = values | noise.as_line(found), [*lines, *noise_lines(recipe, found, str(options.noise))]
     print(json.dumps(values) if options.json else "\n".join(lines))
 
 

@@ -12,7 +12,7 @@ from legw_hpc.derived import Derived
 from legw_hpc.errors import InputError
 from legw_hpc.plan.allreduce import best
 from legw_hpc.plan.calibration import CASES, Performance
-from legw_hpc.plan.gradient import gradient_bytes, update_passes
+from legw_hpc.plan.gradient import gradient_bytes, parameters, update_passes
 from legw_hpc.plan.model import Split, Work, step
 from legw_hpc.recipe import Recipe
 from legw_hpc.submit.job import check
@@ -107,8 +107,11 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
         InputError: the recipe has not been measured on the machine, or it has no such number of nodes.
     """
     recipe = derived.recipe
+    if recipe.twin != "none":
+        raise InputError(f"recipe {recipe.name}: twin={recipe.twin} is a measurement, there is nothing to forecast")
     if wrong := [n for n in nodes if not 1 <= n <= machine.nodes]:
         raise InputError(f"--nodes {wrong[0]}: machine {machine.name} gives a job 1 to {machine.nodes} nodes")
+    parameters(recipe)  # options that are none are told before a rate is looked for
     speeds = performance.speeds(recipe, machine)
     steps_by_batch = derived.steps_by_batch()
     # By case: its share of overlap.
@@ -139,7 +142,7 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
     base = next((row for row in rows if row.runs), None)
     if base is None:
         return Forecast(derived, machine, 0, tuple(rows))
-    judged = (_judged(row, base, recipe.most_at_once, speeds["likely"].half_batch, machine.walltime) for row in rows)
+    judged = (_judged(row, base, recipe, machine, speeds["likely"].half_batch) for row in rows)
     return Forecast(derived, machine, base.nodes, tuple(judged))
 
 
@@ -167,13 +170,13 @@ def _refused(derived: Derived, machine: Machine, nodes: int) -> str:
     return ""
 
 
-def _judged(row: Row, base: Row, micro_batch: int, half_batch: float, walltime: str) -> Row:
+def _judged(row: Row, base: Row, recipe: Recipe, machine: Machine, half_batch: float) -> Row:
     """With its efficiency, and what speaks against it."""
     if not row.runs:
         return row
     efficiency = row.samples_per_s.likely / row.nodes / (base.samples_per_s.likely / base.nodes)
     split, against = row.splits[1], []
-    pieces = math.ceil(row.share / micro_batch)
+    pieces = math.ceil(row.share / recipe.most_at_once)
     computing = row.share / (row.share + pieces * half_batch)
     if computing < LEAST_COMPUTE:
         against.append(f"{row.share / pieces:g} samples at once are computed at {computing:.0%} of the full rate")
@@ -183,8 +186,10 @@ def _judged(row: Row, base: Row, micro_batch: int, half_batch: float, walltime: 
         against.append(f"waiting for input is {split.input / split.step:.0%} of a step")
     if efficiency < LEAST_EFFICIENCY:
         against.append(f"{1 / efficiency:.1f} times the node-hours of {base.nodes:,} nodes")
+    if recipe.threads not in (0, machine.threads):
+        against.append(f"the rate is that of {machine.threads} threads a rank, not of threads={recipe.threads}")
     if row.jobs > MOST_JOBS:
-        against.append(f"{row.hours.likely:,.0f} hours are up to {row.jobs} jobs of {walltime}")
+        against.append(f"{row.hours.likely:,.0f} hours are up to {row.jobs} jobs of {machine.walltime}")
     return dataclasses.replace(row, efficiency=efficiency, against=tuple(against))
 
 

@@ -10,23 +10,30 @@ from legw_hpc.recipe import APPLICATIONS, Recipe
 _BUFFERS = {
     "sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "adadelta": 2, "lars": 1, "rmsprop-warmup": 2,
 }  # fmt: skip
+MOST = 1_000_000_000  # words, classes or units of a network (assumed)
 _NORMS = {"lars": 2}  # of weights and of gradients, before the step
 
 
 def parameters(recipe: Recipe) -> int:
     """Trainable ones of the recipe's network; tests hold them equal to the models'."""
-    options = recipe.options
     if recipe.application not in APPLICATIONS:
         raise InputError(f"recipe {recipe.name}: how much {recipe.application} exchanges is not known without its package")
     if recipe.application == "ptb-lstm":
-        words, hidden, layers = (options.get(k, v) for k, v in (("vocabulary", 10000), ("hidden", 200), ("layers", 2)))
+        words, hidden, layers = (_count(recipe, k, v) for k, v in (("vocabulary", 10000), ("hidden", 200), ("layers", 2)))
         return words * hidden + layers * (8 * hidden**2 + 4 * hidden) + (hidden + 1) * words
     usual, classes, row = {
         "mnist-lstm": (136_586, 10, 0),
         "resnet50": (25_557_032, 1000, 2049),  # a row of the last layer: 2,048 weights and a bias
         "resnet20": (269_722, 10, 65),
     }[recipe.application]
-    return int(usual + (options.get("classes", classes) - classes) * row)
+    return usual + (_count(recipe, "classes", classes) - classes) * row
+
+
+def _count(recipe: Recipe, key: str, usual: int) -> int:
+    value = recipe.options.get(key, usual)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+        raise InputError(f"recipe {recipe.name}: options.{key} must be a whole number from 1 to {MOST:,}, not {value!r}")
+    return value
 
 
 def gradient_bytes(recipe: Recipe) -> float:

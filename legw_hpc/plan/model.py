@@ -20,6 +20,7 @@ from legw_hpc.plan.allreduce import Link, bound, recursive_doubling, two_levels
 CONTROL_BYTES = 16
 # A gradient is handed out in no more buckets than this (assumed; ResNet-50 has 161 tensors).
 BUCKETS = 128
+PASSES_OF_A_COPY = 2
 # A backward pass costs twice the forward: one product each for the gradients of weights and of inputs (derived).
 BACKWARD = 2 / 3
 
@@ -34,7 +35,7 @@ class Speeds:
         jitter: standard deviation over ranks of the time to compute a step, as a share of it.
         network, memory: between nodes, and between the ranks of one.
         cycle: seconds between two looks of Horovod's thread for requests; 0 is an exchange without Horovod.
-        memory_per_s: bytes a second that a rank copies.
+        memory_per_s: bytes a second that a rank copies; each is read once and written once.
         input_per_s: samples a second that a rank reads and decodes.
     """
 
@@ -56,7 +57,7 @@ class Work:
         batch: global; a rank's share need not be whole.
         micro_batch: largest number of samples that a rank computes at once.
         gradient: bytes that are summed.
-        passes: of the update, each over as many bytes as the gradient has.
+        passes: of the update, reads and writes, each over as many bytes as the gradient has.
         overlap: share of the exchange that goes on behind the backward pass where it can; 0 is one exchange
             after it.
         pieces: in which the gradient is summed then (gradients.py); 0 is tensor by tensor, as Horovod puts them together.
@@ -105,7 +106,7 @@ def step(work: Work, nodes: int, local: int, speeds: Speeds) -> Split:
         compute=computed,
         jitter=jitter(computed, ranks, speeds.jitter),
         exchange=exchange(work, nodes, local, speeds),
-        update=work.passes * work.gradient / speeds.memory_per_s,
+        update=work.passes / PASSES_OF_A_COPY * work.gradient / speeds.memory_per_s,
         input=max(0.0, share / speeds.input_per_s - computed),  # it is read while the step before computes
     )
 

@@ -9,6 +9,7 @@ from legw_hpc.noise import Noise, fewest_samples, fewest_steps
 from legw_hpc.plan.forecast import Forecast, Range, Row
 from legw_hpc.plan.gradient import gradient_bytes
 from legw_hpc.plan.model import Split
+from legw_hpc.recipe import Recipe
 
 PARTS = tuple(field.name for field in fields(Split))
 STEP = ("nodes", "a rank", "s a step", *PARTS)
@@ -62,17 +63,17 @@ def compared(forecasts: Mapping[str, Forecast]) -> list[str]:
     return made
 
 
-def noise_lines(batch: int, found: Noise, run: str) -> list[str]:
+def noise_lines(recipe: Recipe, found: Noise, run: str) -> list[str]:
     """What this batch and twice as large a one take, by the noise scale of a run."""
     if found.scale is None:
         return [f"noise    the gradient is not told from its noise in {run}: log more steps"]
-    scale = max(found.scale, 0.0)
+    batch, scale, unit = recipe.batch, max(found.scale, 0.0), "rows" if recipe.data.window else "samples"
     fewer = 1 - fewest_steps(2 * batch, scale) / fewest_steps(batch, scale)
     more = fewest_samples(2 * batch, scale) / fewest_samples(batch, scale) - 1 if scale else 1.0
     pays = "pays" if batch < scale else "no longer pays, this one being past the noise scale"
     return [
-        f"noise    scale {scale:,.0f} samples, over the second half of {run}",
-        f"         a batch of {2 * batch:,} would save {fewer:.0%} of the steps to the same loss for {more:.0%} more samples: "
+        f"noise    scale {scale:,.0f} {unit}, over the second half of {run}",
+        f"         a batch of {2 * batch:,} would save {fewer:.0%} of the steps to the same loss for {more:.0%} more {unit}: "
         f"it {pays}",
     ]
 

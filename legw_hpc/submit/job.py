@@ -125,10 +125,6 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
     time = _checked_time(machine, options)
     for each in recipes:
         check(each, machine, options.nodes)
-    if threads > machine.cores_per_rank:
-        raise InputError(
-            f"threads={threads}: {machine.ranks} ranks share the {machine.cores} cores of a node, {machine.cores_per_rank} each"
-        )
     for option, word in (("--account", options.account), ("--partition", options.partition), ("out", str(folder))):
         if word and not re.fullmatch(r"[\w./+=,@~-]+", word):
             raise InputError(f"{option} {word!r}: a job script's directives take no such characters")
@@ -181,6 +177,11 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
     """Refuse nodes that cannot train the recipe: what the ranks cannot share evenly, or what does not fit in memory."""
     ranks, batch, micro = nodes * machine.ranks, recipe.batch, recipe.most_at_once
     layout = f"{nodes} nodes x {machine.ranks} ranks = {ranks} ranks"
+    if recipe.threads > machine.cores_per_rank:
+        raise InputError(
+            f"threads={recipe.threads}: {machine.ranks} ranks share the {machine.cores} cores of a node, "
+            f"{machine.cores_per_rank} each"
+        )
     if recipe.comm == "serial" and ranks > 1:
         raise InputError(f"comm=serial is one rank alone, not {layout}")
     if batch % ranks:

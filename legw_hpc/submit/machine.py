@@ -84,6 +84,7 @@ class Machine:
         local: node-local storage, the same path on every node, for --stage.
         local_gb: its size.
         charge: units for a node-hour.
+        like: another machine, whose numbers `plan` takes while nobody has measured this one.
         warning_seconds: before the end of the walltime, when the ranks are told to write a checkpoint and stop.
         setup: shell lines before anything else, verbatim, such as "module load intel".
         environment: exported to every rank.
@@ -107,6 +108,7 @@ class Machine:
     local: str = "/tmp"
     local_gb: float = 0.0
     charge: float = 1.0
+    like: str = ""
     # Assumed: a step, a checkpoint and the exit of all ranks; SLURM's warning comes up to 60 s early.
     warning_seconds: int = 180
     setup: list[str] = field(default_factory=list)

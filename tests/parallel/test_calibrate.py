@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.calibrate import toml
-from benchmarks.speeds import forget, line
+from benchmarks.speeds import deviation, forget, line
 from legw_hpc.plan import calibration
 from legw_hpc.submit import machine as machines
 from tests.conftest import SAMPLES, Cli
@@ -83,11 +85,12 @@ def _said(*command: str) -> str:
 
 
 @needs_mpi
-def test_ranks_that_are_not_laid_out_as_the_machines_are_refused() -> None:
-    calibrate = [sys.executable, "-m", "benchmarks.calibrate", "mnist-lstm", "--machine", "gpu4"]
+def test_ranks_that_are_not_laid_out_as_the_machines_are_refused(tmp_path: Path) -> None:
+    machine = shutil.copy(machines.MACHINES / "gpu4.toml", tmp_path / "mine.toml")
+    calibrate = [sys.executable, "-m", "benchmarks.calibrate", "mnist-lstm", "--machine", str(machine)]
     done = subprocess.run(calibrate, cwd=ROOT, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL)
     assert done.returncode != 0
-    assert "calibrate: 2 ranks a node: machine gpu4 has 4" in done.stderr
+    assert "calibrate: 2 ranks a node: machine mine has 4" in done.stderr
 
 
 @needs_mpi
@@ -96,3 +99,26 @@ def test_one_rank_is_refused(shards: Path) -> None:
     calibrate = [sys.executable, "-m", "benchmarks.calibrate", *words]
     done = subprocess.run(calibrate, cwd=ROOT, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (1, "calibrate: one rank has no link and no jitter: --ranks 2\n")
+
+
+REFUSED = {
+    "an unknown recipe": (["mnst-lstm"], 1, "unknown recipe 'mnst-lstm': did you mean"),
+    "the package's numbers": (["mnist-lstm", "--machine", "skylake"], 1, "--machine skylake: its numbers are the package's"),
+    "threads": (["mnist-lstm", "--threads", "-3"], 2, "expected a whole number of at least 1, not '-3'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_measured_is_refused_before_ranks_are_launched(name: str) -> None:
+    words, code, said = REFUSED[name]
+    calibrate = [sys.executable, "-m", "benchmarks.calibrate", *words]
+    done = subprocess.run(calibrate, cwd=ROOT, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL)
+    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+    assert len(re.findall(r"calibrate: ", done.stderr)) <= 1
+
+
+@given(st.integers(2, 6), st.floats(0.01, 0.2), st.integers(0, 2**32 - 1))
+def test_the_jitter_of_ranks_is_found_again(ranks: int, sigma: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(1.0, sigma, (ranks, 400))
+    assert deviation(steps.tolist()) == pytest.approx(sigma, rel=0.2)
