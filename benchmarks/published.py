@@ -50,31 +50,34 @@ ASSUMED = "What the publications, as far as they could be read, do not say, and 
 
 @dataclass(frozen=True)
 class Row:
-    """A run that is scored, and the errors of what is said of it, in shares of what was published.
+    """A run, and the errors of what is said of it, in shares of what was published.
 
     Attributes:
         fitted: by the fit of all runs, this one too.
-        out: of all but those of this hardware, nodes, ranks and batch.
+        out: of all but those of this hardware, nodes, ranks and batch; None for a run that sets the rate of its hardware.
         far: of other hardware, and of this one the smallest run alone, to set its rate; None for that run.
     """
 
     name: str
     fitted: float
-    out: float
+    out: float | None
     far: float | None
 
 
 def rows(data: Published, model: Model, whole: Fit) -> list[Row]:
-    """A row a scored run."""
+    """A row a run with a published figure."""
     found = []
     for name, run in data.runs.items():
-        if not (run.scored and run.published):
+        if not run.published:
             continue
 
         def error(runs: list[Run] | None, run: Run = run) -> float:
             values = whole.values if runs is None else fit(model, runs, whole.values).values
             return model.predicted(run, values) / run.published - 1
 
+        if not run.scored:
+            found.append(Row(name, error(None), None, None))
+            continue
         others = [other for other in data.runs.values() if other.configuration != run.configuration]
         kind = data.kind(run)
         smallest = min((r for r in data.runs.values() if data.kind(r) == kind and r.seconds), key=lambda r: r.nodes)
@@ -93,14 +96,16 @@ def text(data: Published) -> str:
     lines += ["|---|--:|--:|--:|---|--:|--:|--:|--:|--:|"]
     for row, other in zip(ours, theirs, strict=True):
         run = data.runs[row.name]
+        name = row.name if run.scored else f"{row.name} (sets a rate)"
         figure = f"{run.efficiency:.0%} | efficiency" if run.efficiency else f"{run.published:,.0f} | samples/s"
         errors = " | ".join(percent(error) for error in (row.fitted, row.out, row.far, other.out, other.far))
-        lines.append(f"| {row.name} | {run.nodes:,} x {run.ranks} | {run.batch:,} | {figure} | {errors} |")
-    columns: list[list[float | None]] = [[row.fitted for row in ours], [row.out for row in ours], [row.far for row in ours]]
-    columns += [[row.out for row in theirs], [row.far for row in theirs]]
+        lines.append(f"| {name} | {run.nodes:,} x {run.ranks} | {run.batch:,} | {figure} | {errors} |")
+    columns: list[list[float | None]] = [[row.fitted for row in ours if row.out is not None]]
+    columns += [[getattr(row, name) for row in side] for side in (ours, theirs) for name in ("out", "far")]
     sizes = [[abs(error) for error in column if error is not None] for column in columns]
-    lines.append(f"| median, without sign | | | | | {' | '.join(f'**{statistics.median(column):.0%}**' for column in sizes)} |")
-    lines.append(f"| largest, without sign | | | | | {' | '.join(f'**{max(column):.0%}**' for column in sizes)} |")
+    for word, of in (("median", statistics.median), ("largest", max)):
+        shown = " | ".join(f"**{of(column):.0%}**" for column in sizes)
+        lines.append(f"| {word}, without sign and those that set a rate | | | | | {shown} |")
     lines += ["", SPEEDUPS, "", *speedups(data, model, bound, whole, alone), "", PARAMETERS, ""]
     lines += ["| | fitted | one standard deviation | first guess |", "|---|--:|--:|--:|"]
     for name, value in whole.values.items():
