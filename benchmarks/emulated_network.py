@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import signal
 import statistics
 import sys
@@ -27,17 +28,16 @@ from benchmarks.namespaces import hosts
 from benchmarks.ours import Trained
 from legw_hpc.comm import Serial, connect
 from legw_hpc.errors import InputError
-from legw_hpc.plan.allreduce import Link, bound, ring
+from legw_hpc.plan.allreduce import Link, bound
 from legw_hpc.plan.gradient import gradient_bytes
-from legw_hpc.plan.model import Speeds, requests
+from legw_hpc.plan.model import Speeds, Work, requests, step
 from legw_hpc.recipe import load
 
 NAME, ABOUT = "emulated_network", "steps on emulated hosts, measured and as the performance model has them"
 GOAL = 0.15  # of the measured step, that the forecast may be off
 SECONDS = 300  # that a point may take
 STEPS, QUICK_STEPS = 12, 5
-# A message above the eager limit is announced and answered before it is sent (derived; btl_tcp_eager_limit, 64 KB).
-RENDEZVOUS, EAGER = 3, 65536
+EAGER = 65536  # bytes (btl_tcp_eager_limit of Open MPI)
 # Recipe -> samples of a rank and made-up data.
 TASKS = {"mnist-lstm": (128, made.mnist, 4096), "cifar10-resnet20": (16, made.cifar, 2048), "ptb-lstm": (2, made.text, 50000)}
 
@@ -104,8 +104,11 @@ def measured(point: Point) -> None:
         words = [*make(bench, samples), f"micro_batch={share}"]
         alone = Trained(Bench(Serial(), quick=True), point.recipe, [*words, f"batch={share}"])
         together = Trained(bench, point.recipe, [*words, f"batch={share * comm.size}"])
-        own = [bench.seconds(alone.step) for _ in range(point.steps + 1)][1:]
-        steps = [bench.seconds(together.step) for _ in range(point.steps + 1)][1:]
+        own, steps = list[float](), list[float]()
+        for _ in range(point.steps + 1):  # in turn, so that both are of the same minute
+            own.append(bench.seconds(alone.step))
+            steps.append(bench.seconds(together.step))
+        own, steps = own[1:], steps[1:]  # the first warms up
         add = statistics.median(speeds.memory(bench, 3)["add"])
         links = speeds.links(comm, add, 3)["network"]
         if comm.rank == 0:
@@ -119,7 +122,7 @@ def measured(point: Point) -> None:
 
 
 def forecast(row: dict[str, Any], bare: dict[str, Any]) -> dict[str, Any]:
-    """With what the model says: own + Horovod's requests + a ring.
+    """With what `plan`'s model says: own + Horovod's requests + a ring, the algorithm that MPI is told to take.
 
     Args:
         bare: the row of as many hosts without latency and limit, for what they take themselves.
@@ -128,12 +131,19 @@ def forecast(row: dict[str, Any], bare: dict[str, Any]) -> dict[str, Any]:
     ranks, n = row["ranks"], gradient_bytes(load(row["recipe"]))
     alpha, gamma = row["alpha"] + 1e-6 * bare["alpha_us"], 1e-9 / bare["add_gb_per_s"]
     beta = max(1 / row["rate"], 1e-9 / bare["gb_per_s"])
-    short, long = Link(alpha, beta), Link((RENDEZVOUS if n / ranks > EAGER else 1) * alpha, beta, gamma)
-    machine = Speeds(share / row["own_s"], 0.0, 0.0, short, short, 1e-3, 1e9, 1e9)
-    told, summed = requests(ranks, 1, machine), ring(n, ranks, long)
-    predicted = row["own_s"] + told + summed
+    link = Link(alpha, beta, gamma, EAGER)
+    machine = Speeds(
+        share / row["own_s"], half_batch=0.0, jitter=0.0, network=link, memory=link, cycle=1e-3, memory_per_s=math.inf,
+        input_per_s=math.inf, algorithm="ring",
+    )  # fmt: skip
+    split, told = step(Work(share * ranks, share, n), ranks, 1, machine), requests(ranks, 1, machine)
     least = row["own_s"] + bound(n, ranks, Link(row["alpha"], 1 / row["rate"]))
-    said = {"requests_s": told, "ring_s": summed, "predicted_s": predicted, "error": predicted / row["step_s"] - 1}
+    said = {
+        "requests_s": told,
+        "ring_s": split.exchange - told,
+        "predicted_s": split.step,
+        "error": split.step / row["step_s"] - 1,
+    }
     return row | said | {"bound_s": least}
 
 

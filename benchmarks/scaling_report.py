@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from legw_hpc.figures.quality import COLOURS
 from legw_hpc.recipe import TWINS
 from legw_hpc.records import Record, read
 
+DRAWS = 1000
 WARM = 3  # steps of a run that are not counted: memory, oneDNN's primitives, Horovod's first cycles (assumed)
 FEW = 5  # even all of so many steps have the median among them with less than 95 % (derived: 1 - 2 / 2**5)
 PARTS = ("compute", "exchange", "update", "input")
@@ -142,9 +144,9 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
     start = records[0].lines[0]
     lines = [f"# How {records[0].recipe.name} scales", ""]
     for kind in sorted({one.kind for one in found}):
-        runs = {(one.ranks, one.twin): one for one in found if one.kind == kind}
-        ranks = sorted({count for count, twin in runs if twin == "none"})
-        base = runs[ranks[0], "none"]
+        runs = {(one.ranks, one.nodes, one.twin): one for one in found if one.kind == kind}
+        places = sorted((ranks, nodes) for ranks, nodes, twin in runs if twin == "none")
+        base = runs[(*places[0], "none")]
         lines += [
             f"{kind.capitalize()} scaling; efficiency beside {_where(base)}:",
             "",
@@ -153,10 +155,11 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
             + " | ".join(f"{part} ms" for part in PARTS) + " |",
             "|--:|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * len(PARTS),
         ]  # fmt: skip
-        for count in ranks:
-            one = runs[count, "none"]
+        for ranks, nodes in places:
+            one = runs[ranks, nodes, "none"]
             between = "" if one.interval is None else " ({:.1f} to {:.1f})".format(*(1e3 * s for s in one.interval))
-            twins = [_efficiency(runs[count, twin], base) if (count, twin) in runs else "" for twin in TWINS[1:]]
+            others = [runs.get((ranks, nodes, twin)) for twin in TWINS[1:]]
+            twins = [_efficiency(other, base) if other else "" for other in others]
             lines.append(
                 f"| {one.nodes} | {one.ranks} | {one.batch:,} | {one.runs}, {len(one.seconds)} | "
                 f"{1e3 * statistics.median(one.seconds):.1f}{between} | {one.rate:,.0f} | {_efficiency(one, base)} | "
@@ -166,9 +169,10 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
     starts = [record.lines[0] for record in records]
     how = ", ".join(f"{start['comm']} on {start['ranks']}" for start in {start["ranks"]: start for start in starts}.values())
     lines += [
-        "Efficiency: samples/s a rank beside those of the base. *Without exchange* and *without input* are the same for twins of",
-        "the run that leave that out: what is lost there is lost to the shared machine, not to the network or the files. One",
-        f"rank alone exchanges nothing in any case. Rates are harmonic means; the first {WARM} steps of a run are not counted.",
+        "Efficiency: samples/s a rank beside those of the base (95 % by a bootstrap over steps). *Without exchange* and",
+        "*without input* are the same for twins of the run that leave that out: what is lost there is lost to the shared",
+        "machine, not to the network or the files. One rank alone exchanges nothing in any case. Rates are harmonic means;",
+        f"the first {WARM} steps of a run are not counted.",
         "",
         f"Precision {records[0].recipe.precision}, {start['threads']} threads a rank; ranks: {how}; commits "
         f"{', '.join(sorted({str(start['commit']) for start in starts}))}; torch {start['versions']['torch']}, "
@@ -185,7 +189,21 @@ def _where(one: Measured) -> str:
 
 
 def _efficiency(one: Measured, base: Measured) -> str:
-    return f"{efficiency(one, base):.3f}"
+    if one is base:
+        return "1"
+    low, high = likely(one, base)
+    return f"{efficiency(one, base):.2f} ({low:.2f} to {high:.2f})"
+
+
+def likely(one: Measured, base: Measured) -> tuple[float, float]:
+    """95 % of the efficiencies of steps drawn anew from those of both, with replacement (a bootstrap; always the same draws)."""
+    draw = random.Random(0)
+
+    def mean(measured: Measured) -> float:
+        return statistics.fmean(draw.choices(measured.seconds, k=len(measured.seconds))) / measured.samples * measured.ranks
+
+    found = sorted(mean(base) / mean(one) for _ in range(DRAWS))
+    return found[int(0.025 * DRAWS)], found[int(0.975 * DRAWS)]
 
 
 def efficiency(one: Measured, base: Measured) -> float:

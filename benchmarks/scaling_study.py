@@ -33,7 +33,7 @@ from legw_hpc.submit.machine import load as load_machine
 from legw_hpc.sweep import missing
 
 KINDS = ("strong", "weak")
-TASK_TIME = "00:20:00"  # assumed: start-up and 20 steps
+TASK_TIME = "00:20:00"  # assumed: start-up and 20 steps; `plan` tells what a step takes on the fewest nodes
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         if not options.draw:
-            for point in _wanted(options):
-                _run(options, point, point.words(options.words[1:], options.steps, options.repeats))
+            points = _wanted(options)
+            # Here once all of them, then again, so that a machine that slows down does so for all; arrays take all at once.
+            for repeats in [options.repeats] if options.machine else range(1, options.repeats + 1):
+                for point in points:
+                    _run(options, point, point.words(options.words[1:], options.steps, repeats))
         if options.draw or not options.machine:
             scaling_report.write(options.to)
     except InputError as error:
@@ -112,7 +115,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", default="strong,weak", help="which (default: strong,weak)")
     parser.add_argument("--share", type=int, help="samples a rank of weak points (default: the batch over the most ranks)")
     parser.add_argument("--steps", type=int, default=20, help="of each run; the first few are not counted (default: 20)")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each kind (default: 2)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--to", type=Path, help="folder of the runs and the page (default: runs/scaling/RECIPE)")
     parser.add_argument("--draw", action="store_true", help="run nothing: make the page of what is finished")
     options, rest = parser.parse_known_intermixed_args(arguments)

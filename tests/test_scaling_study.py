@@ -69,9 +69,33 @@ def test_efficiency_is_a_ranks_rate_beside_the_smallest_points(tmp_path: Path, c
     scaling_report.write(tmp_path)
     page = (tmp_path / "scaling.md").read_text()
     assert "Weak scaling; efficiency beside 2 ranks on 1 node:" in page
-    assert "| 1 | 8 | 400 | 1, 20 | 666.7 (666.7 to 666.7) | 600 | 0.750 | 0.875 |  | 533.33 | 133.33 | 0.00 | 0.00 |" in page
+    assert (
+        "| 1 | 8 | 400 | 1, 20 | 666.7 (666.7 to 666.7) | 600 | 0.75 (0.75 to 0.75) | 0.88 (0.88 to 0.88) |  | 533.33 | 133.33 | 0.00 | 0.00 |"
+        in page
+    )
     assert (tmp_path / "scaling.png").stat().st_size > 5000
     assert page in capsys.readouterr().out
+
+
+def test_the_interval_of_an_efficiency_has_it() -> None:
+    steps = tuple(1.0 + 0.01 * (i % 7) for i in range(50))
+    base, one = Measured("weak", 1, 1, 1, "none", steps, {}, 1, 1), Measured("weak", 1, 2, 2, "none", steps[::-1], {}, 1, 2)
+    low, high = scaling_report.likely(one, base)
+    assert scaling_report.efficiency(one, base) == pytest.approx(1.0)
+    assert low < 1.0 < high
+    assert 0.02 > high - low > 0.005
+    assert scaling_report.likely(one, base) == (low, high)
+
+
+def test_points_of_as_many_ranks_on_other_nodes_are_rows_of_their_own(tmp_path: Path) -> None:
+    warm = [1.0] * scaling_report.WARM
+    for nodes, ranks in ((1, 1), (1, 2), (2, 2)):
+        log(tmp_path / f"strong-{nodes}-{ranks}" / "a", ranks, "none", [*warm, *[100.0 * nodes] * 9])
+        path = tmp_path / f"strong-{nodes}-{ranks}" / "a" / "log.jsonl"
+        path.write_text(path.read_text().replace('"nodes": 1', f'"nodes": {nodes}'))
+    scaling_report.write(tmp_path)
+    rows = [line.split(" | ")[:2] for line in (tmp_path / "scaling.md").read_text().splitlines() if line.startswith("| ")]
+    assert rows[1:4] == [["| 1", "1"], ["| 1", "2"], ["| 2", "2"]]
 
 
 def test_the_interval_is_of_order_statistics() -> None:
@@ -144,7 +168,7 @@ def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.Captu
     assert scripts.count("#SBATCH --array=") == 4
     assert "weak-1-nodes-1-ranks" in scripts
     assert "weak-2-nodes-2-ranks" in scripts
-    assert scripts.count("twin=no-exchange") == 8
+    assert scripts.count("twin=no-exchange") == 4 * 3
     assert scripts.count("#SBATCH --partition=short") == 4
 
 

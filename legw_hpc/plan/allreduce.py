@@ -8,8 +8,11 @@ Optimal All-reduce Algorithms for Clusters of Workstations" (JPDC 69:2).  Pure P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+ANNOUNCED = 3  # messages in place of one: the announcement, the answer, and it (derived)
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,17 @@ class Link:
         alpha: seconds a message.
         beta: seconds a byte, of one stream each way.
         gamma: seconds a byte, to add two buffers.
+        eager: bytes above which a message is announced and answered before it is sent: ANNOUNCED times alpha.
     """
 
     alpha: float
     beta: float
     gamma: float = 0.0
+    eager: float = math.inf
+
+    def message(self, n: float) -> float:
+        """Seconds of one of n bytes."""
+        return self.alpha * (ANNOUNCED if n > self.eager else 1) + n * self.beta
 
 
 def recursive_doubling(n: float, p: int, link: Link) -> float:
@@ -33,7 +42,7 @@ def recursive_doubling(n: float, p: int, link: Link) -> float:
     Ranks above the last power of two hand theirs in first, and get the sum at the end (Thakur et al., § 4.5).
     """
     power = p.bit_length() - 1
-    whole = link.alpha + n * link.beta
+    whole = link.message(n)
     return power * (whole + n * link.gamma) + (0 if p == 1 << power else 2 * whole + n * link.gamma)
 
 
@@ -43,15 +52,14 @@ def rabenseifner(n: float, p: int, link: Link) -> float:
     Ranks above the last power of two as in `recursive_doubling`.
     """
     power = p.bit_length() - 1
-    share = n * (1 - 1 / (1 << power))
-    pairs = 2 * power * link.alpha + 2 * share * link.beta + share * link.gamma
-    return pairs + (0 if p == 1 << power else 2 * (link.alpha + n * link.beta) + n * link.gamma)
+    halves = [n / (1 << i) for i in range(1, power + 1)]
+    pairs = 2 * sum(map(link.message, halves)) + sum(halves) * link.gamma
+    return pairs + (0 if p == 1 << power else 2 * link.message(n) + n * link.gamma)
 
 
 def ring(n: float, p: int, link: Link) -> float:
     """2 (p-1) alpha + 2 (p-1)/p n beta + (p-1)/p n gamma: p pieces go around, once to be summed and once to be told."""
-    share = n * (p - 1) / p
-    return 2 * (p - 1) * link.alpha + 2 * share * link.beta + share * link.gamma
+    return (p - 1) * (2 * link.message(n / p) + n / p * link.gamma)
 
 
 ALGORITHMS: dict[str, Callable[[float, int, Link], float]] = {
@@ -74,10 +82,14 @@ def bound(n: float, p: int, link: Link) -> float:
     return max((p - 1).bit_length() * link.alpha, 2 * (p - 1) / p * n * link.beta)
 
 
-def two_levels(n: float, nodes: int, local: int, network: Link, memory: Link) -> float:
+def two_levels(n: float, nodes: int, local: int, network: Link, memory: Link, algorithm: str = "") -> float:
     """Ranks of a node sum through its memory, and one of them, or each a part, with the other nodes.
 
     So do MPICH and what is made of it at all sizes; each byte crosses a node's one network adapter once
     each way.  `memory` is what a rank gets of it while all ranks of the node copy.
+
+    Args:
+        algorithm: between nodes; the quickest by default.
     """
-    return rabenseifner(n, local, memory) + best(n, nodes, network)[0]
+    between = ALGORITHMS[algorithm](n, nodes, network) if algorithm else best(n, nodes, network)[0]
+    return rabenseifner(n, local, memory) + between
