@@ -70,8 +70,7 @@ def test_efficiency_is_a_ranks_rate_beside_the_smallest_points(tmp_path: Path, c
     page = (tmp_path / "scaling.md").read_text()
     assert "Weak scaling; efficiency beside 2 ranks on 1 node:" in page
     assert (
-        "| 1 | 8 | 400 | 1, 20 | 666.7 (666.7 to 666.7) | 600 | 0.75 (0.75 to 0.75) | 0.88 (0.88 to 0.88) |  | 533.33 | 133.33 | 0.00 | 0.00 |"
-        in page
+        "| 1 | 8 | 400 | 1, 20 | 666.7 (666.7 to 666.7) | 600 | 0.75 (0.75 to 0.75) | 0.88 (0.88 to 0.88) |  | 533.33 |" in page
     )
     assert (tmp_path / "scaling.png").stat().st_size > 5000
     assert page in capsys.readouterr().out
