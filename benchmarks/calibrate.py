@@ -73,7 +73,7 @@ def measured(bench: Bench, recipe: str, words: list[str], note: str, before: Per
         return Number(ends[0], statistics.median(ends), ends[-1], source, where)
 
     def supply(found: Reading) -> Number:
-        """Of a node: from storage, or from memory where the data fit there, since a run reads them once as it starts."""
+        """Of a node: from storage, or from memory where the data fit there, as from the second epoch of a run on."""
         stored = number([local * r for r in found.storage], True)
         if not found.fits:
             return dataclasses.replace(stored, source=f"{source}, from storage")

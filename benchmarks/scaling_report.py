@@ -22,7 +22,7 @@ from legw_hpc.figures.quality import COLOURS
 from legw_hpc.recipe import TWINS
 from legw_hpc.records import Record, read
 
-DRAWS = 1000
+DRAWS = 1000  # of a bootstrap: 25 lie beyond each end of its 95 %
 WARM = 3  # steps of a run that are not counted: memory, oneDNN's primitives, Horovod's first cycles (assumed)
 FEW = 5  # even all of so many steps have the median among them with less than 95 % (derived: 1 - 2 / 2**5)
 PARTS = ("compute", "exchange", "update", "input")

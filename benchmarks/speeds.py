@@ -21,6 +21,7 @@ from benchmarks.exchange import without_horovod
 from benchmarks.measure import Bench
 from benchmarks.ours import Trained
 from legw_hpc.comm import Comm, Serial
+from legw_hpc.data.shards import Shards
 from legw_hpc.errors import InputError
 from legw_hpc.plan.allreduce import Link, best, rabenseifner, recursive_doubling
 from legw_hpc.recipe import load
@@ -94,7 +95,7 @@ class Reading:
     Attributes:
         memory: that are in the memory of its node.
         storage: that are not, by what this node can tell: a file server may still have them in its own.
-        fits: whether all training shards fit into the node's memory, where a run has them after it compared checksums.
+        fits: whether all training shards fit into the node's memory, where a run has them after its first epoch.
     """
 
     memory: list[float]
@@ -108,15 +109,17 @@ def reading(bench: Bench, recipe: str, words: list[str], rounds: int) -> Reading
     work = Trained(Bench(Serial(), bench.quick), recipe, [*words, f"batch={count}", "data.verify=false"]).work
     files = [file.path for file in work.training.files]
 
-    def decode(step: int) -> None:
-        work.app.decode(work.training, work.order.items(0, step % work.derived.steps_per_epoch), (1, 0))
+    def decode(data: Shards, step: int) -> None:
+        work.app.decode(data, work.order.items(0, step % work.derived.steps_per_epoch), (1, 0))
 
     def from_storage(step: int) -> float:
+        data = Shards(work.training.folder, "train")  # anew: what is mapped is not forgotten
+        comm.barrier()
         forget(files)
-        return bench.seconds(partial(decode, step * comm.size + comm.rank))
+        return bench.seconds(partial(decode, data, step * comm.size + comm.rank))
 
     storage = [from_storage(step) for step in range(rounds + 1)][1:]
-    memory = repeated(bench, partial(decode, comm.rank), rounds)
+    memory = repeated(bench, partial(decode, work.training, comm.rank), rounds)
     fits = sum(path.stat().st_size for path in files) < available()
     return Reading([count / s for s in memory], [count / s for s in storage], comm.broadcast(fits))
 

@@ -67,20 +67,21 @@ def any_in(run: Path) -> bool:
     return bool(_manifests(run / FOLDER))
 
 
-def load_newest(folder: Path, comm: Comm, say: Callable[[str], None]) -> dict[str, Any] | None:
+def load_newest(folder: Path, comm: Comm, say: Callable[[str], None], aside: bool = True) -> dict[str, Any] | None:
     """The newest whole checkpoint, the same on every rank; None if none was ever written.
 
     Args:
         folder: RUN/checkpoints.
         comm: rank 0's folder is the one that counts.
         say: told of each damaged checkpoint that is passed over.
+        aside: damaged ones are renamed; not those of another run.
 
     Raises:
         InputError: none of several is whole, or all manifests are gone: what to do with so much damage is for a person
             to say; one that cannot be read, or is of another version.
     """
     with comm.together():
-        data, state = _newest(folder, say) if comm.rank == 0 else (b"", None)
+        data, state = _newest(folder, say, aside) if comm.rank == 0 else (b"", None)
     data = comm.broadcast_bytes(data)
     return _loaded(folder, data) if data and comm.rank != 0 else state
 
@@ -98,10 +99,10 @@ def _loaded(folder: Path, data: bytes) -> dict[str, Any]:
     return state
 
 
-def _newest(folder: Path, say: Callable[[str], None]) -> tuple[bytes, dict[str, Any] | None]:
+def _newest(folder: Path, say: Callable[[str], None], aside: bool) -> tuple[bytes, dict[str, Any] | None]:
     """A whole one, as it is in its file and loaded; nothing where none was finished."""
     manifests = _manifests(folder)
-    if not manifests:
+    if not manifests and aside:
         _none_finished(folder, say)
     for manifest in manifests:
         path = manifest.with_suffix(".pt")
@@ -117,11 +118,12 @@ def _newest(folder: Path, say: Callable[[str], None]) -> tuple[bytes, dict[str, 
             why = str(error)
         if manifest == manifests[-1]:
             raise InputError(
-                f"{folder}: none of its {len(manifests)} checkpoints is whole ({path.name}: {why}); remove {folder.parent} "
-                "to begin anew, or bring one back"
+                f"{folder}: none of its {len(manifests)} checkpoints is whole ({path.name}: {why}); "
+                + (f"remove {folder.parent} to begin anew, or bring one back" if aside else "bring one back")
             )
         say(f"{path.name}: damaged ({why}); trying the one before it")
-        _set_aside(manifest)
+        if aside:
+            _set_aside(manifest)
     return b"", None
 
 

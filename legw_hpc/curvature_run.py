@@ -88,7 +88,7 @@ def lines(record: Record) -> list[str]:
         covers = f"{found.until / per_epoch:.3g} epochs ({found.until:,} steps) cover it: L is down to half there"
         about.append(f"warmup   {covers}; LEGW's is {legw:.3g} epochs")
         ours, own = derived.scaled.warmup_epochs, found.until / per_epoch
-        if abs(own - ours) > APART * ours:
+        if ours and abs(own - ours) > APART * ours:  # without any warmup, that is what was asked
             about.append(
                 f"note     measured under a warmup of {ours:.3g} epochs, which moves the peak: measure again under {own:.3g}"
             )

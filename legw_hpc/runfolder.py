@@ -109,8 +109,12 @@ class RunFolder:
             self.log.cut(0)
             return 0
         with self._comm.together():
-            for name, owner in parts.items():
-                _filled(owner, state, name, str(self.path))
+            try:
+                for name, owner in parts.items():
+                    owner.load_state_dict(state[name])
+            except (RuntimeError, KeyError, ValueError) as error:
+                why = " ".join(str(error).split())[:200]
+                raise InputError(f"{self.path}: its checkpoint is of another model or code than this: {why}") from None
         vars(timing).update(state["timing"])
         rows = state["carried"]
         if rows is not None:
@@ -118,21 +122,6 @@ class RunFolder:
             carried[:] = [piece.clone() for piece in rows[mine.start : mine.stop].split(self._micro_batch)]
         self.log.cut(state["log"])
         return int(state["step"])
-
-    def begin_with(self, start: str, model: torch.nn.Module) -> None:
-        """The last weights of another run; on every rank.
-
-        Args:
-            start: the folder of that run.
-
-        Raises:
-            InputError: it has none, or they are of another model.
-        """
-        state = checkpoint.load_newest(Path(start) / checkpoint.FOLDER, self._comm, print)
-        with self._comm.together():
-            if state is None:
-                raise InputError(f"start={start}: no run with a checkpoint there")
-            _filled(model, state, "model", f"start={start}")
 
     def save(self, step: int, parts: Mapping[str, Any], timing: Timing, carried: list[Tensor]) -> None:
         """Write a checkpoint; every rank takes part, so that all hear of a full disk."""
@@ -144,15 +133,6 @@ class RunFolder:
                 state: dict[str, Any] = {name: owner.state_dict() for name, owner in parts.items()}
                 state |= {"timing": dataclasses.asdict(timing), "carried": rows, "log": self.log.position()}
                 checkpoint.save(self.path / checkpoint.FOLDER, step, state, self._keep)
-
-
-def _filled(owner: Any, state: Mapping[str, Any], name: str, where: str) -> None:
-    """Bring one part back from a checkpoint."""
-    try:
-        owner.load_state_dict(state[name])
-    except (RuntimeError, KeyError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: its checkpoint is of another model or code than this: {why}") from None
 
 
 def _all_rows(carried: list[Tensor], comm: Comm) -> Tensor | None:

@@ -97,8 +97,6 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     timing, log = Timing(), folder.log
     carried: list[torch.Tensor] = []
     done = folder.restore(work.parts, timing, carried, print)
-    if recipe.start and not done:
-        folder.begin_with(recipe.start, work.model)
     carried[:] = [tensor.to(work.device) for tensor in carried]
     _announce(work, folder, done)
     at_once = comm.size * recipe.micro_batch

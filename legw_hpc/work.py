@@ -150,8 +150,6 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
         app = apps.application(recipe.application, **options)
         training, evaluated = _open(recipe, app, comm.size)
-        if recipe.start and comm.rank == 0 and not recipe.out_folder().exists() and not checkpoint.any_in(Path(recipe.start)):
-            raise InputError(f"start={recipe.start}: no run with a checkpoint there")
     verify_together((training, *evaluated) if recipe.data.verify else (), comm)
     with comm.together():
         derived = derive(recipe)
@@ -163,6 +161,8 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         torch.manual_seed(recipe.seed)
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
+    if recipe.start:
+        _begin(recipe, comm, model)
     learn_alike(comm, training, model)
     check_distinct(device, comm)
     synchronise(model, comm.sum_)
@@ -179,6 +179,29 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     return Work(
         recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, order, tuned, infinite
     )
+
+
+def _begin(recipe: Recipe, comm: Comm, model: nn.Module) -> None:
+    """The last weights of the run `recipe.start`, unless this run has a checkpoint of its own to go on from."""
+    where, start = f"start={recipe.start}", Path(recipe.start)
+    begun = False
+    with comm.together():
+        if comm.rank == 0 and not (begun := checkpoint.any_in(recipe.out_folder())):
+            end = runlog.read(start)[-1:] if (start / runlog.LOG).is_file() else []
+            if not end:
+                raise InputError(f"{where}: no run there")
+            if end[0].get("status") != "done":
+                raise InputError(f"{where}: that run has not ended")
+    if comm.broadcast(begun):
+        return
+    state = checkpoint.load_newest(start / checkpoint.FOLDER, comm, print, aside=False)
+    with comm.together():
+        if state is None:
+            raise InputError(f"{where}: no checkpoint there")
+        try:
+            model.load_state_dict(state["model"])
+        except (RuntimeError, KeyError) as error:
+            raise InputError(f"{where}: its checkpoint is of another model: {' '.join(str(error).split())[:200]}") from None
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -182,3 +182,19 @@ def test_two_ranks_compute_the_same(cli: Cli, arguments: list[str], tmp_path: Pa
     mine, reference = weights(tmp_path / "two"), weights(tmp_path / "alone")
     for name, expected in reference.items():
         torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "explicit"),
+    [("mnist-lstm", 8192, ["lr=0.8", "warmup_epochs=12.8"]), ("imagenet-resnet50", 32768, ["lr=32", "warmup_epochs=10"])],
+)
+def test_the_distance_of_explicit_values_is_that_of_the_rule(recipe: str, batch: int, explicit: list[str]) -> None:
+    ruled, given_ = (derive(load(recipe, [f"batch={batch}", *words])).lines()[-1] for words in ([], explicit))
+    assert ruled == given_
+    assert ruled.startswith("distance 0.1")
+    base = derive(load(recipe))
+    assert not base.lines()[-1].startswith("distance")
+
+
+def test_no_distance_is_added_up_for_minutes() -> None:
+    assert "distance" not in "\n".join(derive(load("mnist-lstm", ["batch=256", "epochs=1000000"])).lines())

@@ -290,12 +290,33 @@ def test_a_run_begins_with_the_weights_of_another(cli: Cli, arguments: list[str]
     assert (refused.returncode, "holds a run with start" in refused.stderr) == (2, True)
 
 
-def test_what_cannot_be_begun_with_is_refused(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
-    checkpoints = tmp_path / "other" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    checkpoint.save(checkpoints, 1, {"model": {"w": torch.zeros(1)}}, 1)
-    for start, said in (("nowhere", "no run with a checkpoint there"), ("other", "its checkpoint is of another model")):
-        done = cli("train", *arguments, f"start={start}", "out=run")
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert (tmp_path / "run").exists() == (start == "other")
-        assert f"start={start}: {said}" in done.stderr
+def test_what_cannot_be_begun_with_is_refused(cli: Cli, arguments: list[str], whole: Path, tmp_path: Path) -> None:
+    other, ended = tmp_path / "other", {"event": "end", "status": "done"}
+    other.mkdir()
+    for name, lines, said in (
+        ("nowhere", [], "no run there"),
+        ("other", [{"event": "start"}], "that run has not ended"),
+        ("other", [{"event": "start"}, ended], "no checkpoint there"),
+        ("other", [{"event": "start"}, ended], "its checkpoint is of another model"),
+    ):
+        if lines:
+            (other / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if said.startswith("its"):
+            checkpoint.save(other / "checkpoints", 1, {"model": {"w": torch.zeros(1)}}, 1)
+        done = cli("train", *arguments, f"start={name}", "out=run")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert f"start={name}: {said}" in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_is_begun_with_is_left_as_it_is(cli: Cli, arguments: list[str], whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "first")
+    newest = max((tmp_path / "first" / "checkpoints").glob("*.pt"))
+    for path in (newest, newest.with_suffix(".json")):
+        shutil.copy(path, path.with_stem("step-00000023"))  # the one before it
+    newest.write_bytes(newest.read_bytes()[:-1])
+    before = sorted(path.name for path in newest.parent.iterdir())
+    done = cli("train", *arguments, "start=first", "out=second", "max_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert "damaged" in done.stdout
+    assert sorted(path.name for path in newest.parent.iterdir()) == before

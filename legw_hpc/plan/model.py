@@ -20,7 +20,7 @@ from legw_hpc.plan.allreduce import Link, bound, recursive_doubling, two_levels
 CONTROL_BYTES = 16
 # A gradient is handed out in no more buckets than this (assumed; ResNet-50 has 161 tensors).
 BUCKETS = 128
-PASSES_OF_A_COPY = 2
+PASSES_OF_A_COPY = 2  # each byte is read once and written once (derived)
 # A backward pass costs twice the forward: one product each for the gradients of weights and of inputs (derived).
 BACKWARD = 2 / 3
 
