@@ -12,8 +12,9 @@ import torch
 from benchmarks import scaling_report, scaling_study
 from benchmarks.scaling_report import Measured
 from benchmarks.scaling_study import Point
-from legw_hpc import records, runlog
+from legw_hpc import local_runs, records, runlog
 from legw_hpc.errors import InputError
+from legw_hpc.grid import Cell
 from legw_hpc.recipe import load
 from tests.conftest import Cli
 
@@ -157,6 +158,26 @@ def test_a_study_from_start_to_page_and_again(tmp_path: Path, capsys: pytest.Cap
     assert losses == sorted(losses, reverse=True)  # the same samples again and again: they are learnt
     assert scaling_study.main([*words, "--to", str(tmp_path)]) == 0
     assert "0 runs to do" in capsys.readouterr().out
+
+
+def test_all_points_are_measured_once_and_then_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slows down meanwhile does so for all of them."""
+    order: list[tuple[int, int, str]] = []
+
+    def train(cells: list[Cell], folder: Path, ranks: int, jobs: int, say: object) -> None:
+        for cell in cells:
+            recipe = cell.derived.recipe
+            order.append((ranks, recipe.seed, recipe.twin))
+            log(folder / cell.name, ranks, recipe.twin, [100.0] * 9, 256)
+            path = folder / cell.name / "log.jsonl"
+            start = json.loads(path.read_text().splitlines()[0]) | {"recipe": recipe.as_dict()}
+            path.write_text("\n".join([json.dumps(start), *path.read_text().splitlines()[1:]]) + "\n")
+
+    monkeypatch.setattr(local_runs, "train", train)
+    words = ["mnist-lstm-sample", "batch=256", "--ranks", "1,2", "--kinds", "strong", "--steps", "9", "--repeats", "2"]
+    assert scaling_study.main([*words, "--to", str(tmp_path)]) == 0
+    assert [(ranks, seed) for ranks, seed, _ in order[::3]] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert {twin for *_, twin in order[:3]} == {"none", "no-exchange", "synthetic"}
 
 
 def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ FOLDER = "performance"
 CASES = ("best", "likely", "worst")
 # No quantity in its unit is beyond (assumed); what is would only overflow elsewhere.
 LARGEST = 1e15
-MEASURE = "in a checkout, python -m benchmarks.calibrate {recipe} --machine my-site/{machine}.toml, your copy of its file"
+MEASURE = "in a checkout, python -m benchmarks.calibrate {recipe} --machine {machine}"
+COPY = "my-site/{name}.toml, your copy of its file"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Performance:
             there = ", ".join(f"{name} in {precision}" for name, by in self.compute.items() for precision in by)
             raise InputError(
                 f"{where}: no rate for recipe {recipe.name} in {recipe.precision}, but for {there or 'none'}: "
-                f"measure it there by {MEASURE.format(recipe=recipe.name, machine=machine.name)}"
+                f"measure it there by {MEASURE.format(recipe=recipe.name, machine=COPY.format(name=machine.name))}"
             )
         compute = compute_of(self, measured, recipe.precision)
         speeds = {case: self._speeds(compute, machine.ranks, case) for case in CASES}
@@ -188,7 +189,7 @@ def load(name: str, overrides: Sequence[str] = (), like: str = "") -> Performanc
     try:
         return read(path_of(name, like), overrides)
     except FileNotFoundError as error:
-        measure = MEASURE.format(recipe="RECIPE", machine=Path(name).stem)
+        measure = MEASURE.format(recipe="RECIPE", machine=name if name.endswith(".toml") else COPY.format(name=name))
         raise InputError(
             f'{error}: nobody has measured machine {name} yet: {measure}; or like = "skylake" in it takes another\'s numbers'
         ) from None
