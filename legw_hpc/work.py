@@ -190,7 +190,7 @@ def _begin(recipe: Recipe, comm: Comm, model: nn.Module) -> None:
             end = runlog.read(start)[-1:] if (start / runlog.LOG).is_file() else []
             if not end:
                 raise InputError(f"{where}: no run there")
-            if end[0].get("status") != "done":
+            if not isinstance(end[0], dict) or end[0].get("status") != "done":
                 raise InputError(f"{where}: that run has not ended")
     if comm.broadcast(begun):
         return
