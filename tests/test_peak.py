@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legw_hpc.curvature_run import lines
+from legw_hpc.derived import derive
 from legw_hpc.peak import peak, power, smoothed
+from legw_hpc.recipe import load
+from legw_hpc.records import Record
 
 
 def bump(steps: list[int], centre: float, width: float = 0.6, noise: float = 0.0, seed: int = 0) -> list[float]:
@@ -77,3 +82,25 @@ def test_the_power_of_a_law() -> None:
     assert (found.p, found.error) == (pytest.approx(slope), pytest.approx(np.sqrt(covariance[0, 0] * left)))
     assert power([1, 2, 2], [1, 2, 3]) is None
     assert power([1, 2], [1, 2]) is None
+
+
+# Overrides of mnist-lstm, whose L here peaks at step 55 and is down to half of that at 85, 0.181 epochs; and the note.
+NOTES = {
+    "the warmup it was measured under": ([], None),
+    "a shorter one": (["baseline.warmup_epochs=0.1"], "measured under a warmup of 0.1 epochs, which moves the peak"),
+    "none, as was asked": (["scheme=none"], None),
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_what_is_said_of_a_peak(name: str) -> None:
+    words, note = NOTES[name]
+    recipe = load("mnist-lstm", words)
+    steps = list(range(1, 400))
+    curve = {"event": "curvature", "step": steps, "L": bump(steps, 60, 0.38)}
+    text = "\n".join(lines(Record(Path(), recipe, ({"event": "start"}, curve))))
+    peaked = peak(steps, bump(steps, 60, 0.38))
+    assert peaked is not None
+    assert f"at step {peaked.step}, " in text
+    assert f"the sum of rates until then {derive(recipe).lr_sum(peaked.step):.3g}" in text
+    assert (note in text) if note else ("note" not in text)
