@@ -23,6 +23,7 @@ demo: setup
 
 results: setup
 	@"$(BIN)/legw-hpc" figures --draw
+	@"$(BIN)/python" -m benchmarks.scaling_study mnist-lstm --draw --to results/scaling/mnist-lstm
 
 lint: setup
 	@"$(BIN)/ruff" check --config .ruff.toml .

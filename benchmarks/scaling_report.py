@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -40,6 +41,7 @@ class Measured:
         parts: mean seconds of a step, by what they went to.
         runs: whose steps these are.
         samples: of a step: the batch, or the words of its rows.
+        lengths: how many of the seconds, in their order, are of each run; none: all of one.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class Measured:
     parts: dict[str, float]
     runs: int
     samples: int
+    lengths: tuple[int, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -125,17 +128,22 @@ def measured(records: Sequence[Record]) -> list[Measured]:
         points.setdefault(point, []).append(record)
     found = []
     for (kind, nodes, ranks, batch, twin), runs in sorted(points.items()):
-        steps = [line for run in runs for line in run.lines if line["event"] == "step" and line["step"] > WARM]
         # A step at the end of an epoch has fewer samples; its time belongs to another batch.
         derived = runs[0].lines[0]["derived"]
         even = derived["last_batch"] == derived["batch"]
-        whole = [line for line in steps if line["samples_per_s"] and (even or line["step"] % derived["steps_per_epoch"])]
+        steps = [[line for line in run.lines if line["event"] == "step" and line["step"] > WARM] for run in runs]
+        kept = [
+            [line for line in own if line["samples_per_s"] and (even or line["step"] % derived["steps_per_epoch"])]
+            for own in steps
+        ]
+        whole = list(itertools.chain(*kept))
         if not whole:
             continue
         samples = batch * (runs[0].recipe.data.window or 1)
         seconds = tuple(samples / line["samples_per_s"] for line in whole)
         parts = {part: statistics.fmean(s * line[part] for s, line in zip(seconds, whole, strict=True)) for part in PARTS}
-        found.append(Measured(kind, nodes, ranks, batch, twin, seconds, parts, len(runs), samples))
+        lengths = tuple(filter(None, map(len, kept)))
+        found.append(Measured(kind, nodes, ranks, batch, twin, seconds, parts, len(runs), samples, lengths))
     return found
 
 
@@ -169,7 +177,7 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
     starts = [record.lines[0] for record in records]
     how = ", ".join(f"{start['comm']} on {start['ranks']}" for start in {start["ranks"]: start for start in starts}.values())
     lines += [
-        "Efficiency: samples/s a rank beside those of the base (95 % by a bootstrap over steps). *Without exchange* and",
+        "Efficiency: samples/s a rank beside those of the base (95 % by a bootstrap over runs and steps). *Without exchange* and",
         "*without input* are the same for twins of the run that leave that out: what is lost there is lost to the shared",
         "machine, not to the network or the files. One rank alone exchanges nothing in any case. Rates are harmonic means;",
         f"the first {WARM} steps of a run are not counted.",
@@ -196,11 +204,14 @@ def _efficiency(one: Measured, base: Measured) -> str:
 
 
 def likely(one: Measured, base: Measured) -> tuple[float, float]:
-    """95 % of the efficiencies of steps drawn anew from those of both, with replacement (a bootstrap; always the same draws)."""
+    """95 % of the efficiencies of runs, and of steps of each, drawn anew with replacement (bootstrap; always the same)."""
     draw = random.Random(0)
 
     def mean(measured: Measured) -> float:
-        return statistics.fmean(draw.choices(measured.seconds, k=len(measured.seconds))) / measured.samples * measured.ranks
+        ends = list(itertools.accumulate(measured.lengths or (len(measured.seconds),)))
+        runs = [measured.seconds[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        steps = itertools.chain.from_iterable(draw.choices(run, k=len(run)) for run in draw.choices(runs, k=len(runs)))
+        return statistics.fmean(steps) / measured.samples * measured.ranks
 
     found = sorted(mean(base) / mean(one) for _ in range(DRAWS))
     return found[int(0.025 * DRAWS)], found[int(0.975 * DRAWS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def test_the_interval_of_an_efficiency_has_it() -> None:
     assert scaling_report.likely(one, base) == (low, high)
 
 
+def test_runs_that_differ_widen_the_interval() -> None:
+    """Two runs, each even, one a tenth slower: no step tells, the runs do."""
+    base = Measured("weak", 1, 1, 1, "none", (1.0,) * 40, {}, 1, 1)
+    one = Measured("weak", 1, 2, 2, "none", (1.0,) * 20 + (1.1,) * 20, {}, 2, 2, (20, 20))
+    assert scaling_report.likely(one, base) == pytest.approx((1 / 1.1, 1.0))
+
+
 def test_points_of_as_many_ranks_on_other_nodes_are_rows_of_their_own(tmp_path: Path) -> None:
     warm = [1.0] * scaling_report.WARM
     for nodes, ranks in ((1, 1), (1, 2), (2, 2)):
@@ -143,6 +151,13 @@ def test_what_cannot_be_told_yet_is_left_out(what: str, tmp_path: Path) -> None:
     log(tmp_path / "strong-y" / "whole", 2, "none", [100.0] * 9)
     scaling_report.write(tmp_path)
     assert "| 1 | 2 | 100 |" in (tmp_path / "scaling.md").read_text()
+
+
+def test_the_kept_page_is_that_of_the_kept_logs(tmp_path: Path) -> None:
+    kept = Path(__file__).parents[1] / "results" / "scaling" / "mnist-lstm"
+    shutil.copytree(kept, tmp_path / "study")
+    scaling_report.write(tmp_path / "study")
+    assert (tmp_path / "study" / "scaling.md").read_text() == (kept / "scaling.md").read_text()
 
 
 def test_a_study_from_start_to_page_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
