@@ -1,6 +1,6 @@
 """Steps on two to four emulated hosts, by Open MPI and Horovod, beside what the performance model says of them.
 
-    python -m benchmarks.emulated_network [--quick]         needs root; about 12 minutes on 2 cores, 2 quick
+    python -m benchmarks.emulated_network [--quick]         needs root; about 24 minutes on 2 cores, 2 quick
 
 Latency, bandwidth, network and ranks vary.  The model is given what a rank computes, with all ranks at work but no
 exchange, the set latency and bandwidth, and, from hosts without either, what the hosts themselves take.
