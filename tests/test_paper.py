@@ -147,6 +147,7 @@ def test_the_pages_in_results_are_those_of_the_logs_in_results(tmp_path: Path) -
         text = pages.page(path.stem, Records(RESULTS), tmp_path)
         text = re.sub(r"\[log\]\([^)]*\)", "", text)
         assert re.sub(r"\[log\]\([^)]*\)", "", path.read_text()) == text, "run `make results`"
+    assert (RESULTS / command.INDEX).read_text() == pages.index(Records(RESULTS), RESULTS), "run `make results`"
 
 
 def test_kept_logs_name_no_place_of_a_machine() -> None:

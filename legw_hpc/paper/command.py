@@ -136,27 +136,27 @@ def _cells(names: Sequence[str], applications: Sequence[str], seeds: int) -> lis
 
 
 def _write(names: Sequence[str], to: Path, quick: bool) -> None:
-    """The pages, and the index of all figures."""
-    from legw_hpc.paper import pages
+    """The pages, the tables of pages written by hand, and the index of all figures."""
+    from legw_hpc.paper import pages, tables
     from legw_hpc.paper.studies import FIGURES
     from legw_hpc.records import Records
 
     make_folder(to)
     records = Records(to)
-    rows = []
-    for name, figure in FIGURES.items():
-        studies = pages.studies(name, quick)
-        counts = {application: pages.count(pages.found(study, application, records)) for application, study in studies.items()}
-        if name in names and (any(done for done, _ in counts.values()) or name in pages.UNTRAINED):
-            with written_whole(to / f"{name}.md") as path:
-                path.write_text(pages.page(name, records, to, quick), encoding="utf-8")
-        state = ", ".join(f"{application} {done} of {of}" for application, (done, of) in counts.items()) or "nothing to train"
-        page = f"[{name}]({name}.md)" if (to / f"{name}.md").exists() else name
-        rows.append(f"| {page} | {figure.title.partition(': ')[2]} | {state} |")
+    for name in FIGURES:
+        found = [pages.found(study, application, records) for application, study in pages.studies(name, quick).items()]
+        if name in names and (any(pages.count(lines)[0] for lines in found) or name in pages.UNTRAINED):
+            _replace(to / f"{name}.md", pages.page(name, records, to, quick))
         if name in names:
-            print(f"{name}: {state}", flush=True)
-    head = "How many places of each figure have a finished run; commands and logs are in the pages."
-    text = ["# The paper's figures, and what other papers do", "", head, "", "| page | what | finished |", "|---|---|---|", *rows]
-    with written_whole(to / INDEX) as path:
-        path.write_text("\n".join(text) + "\n", encoding="utf-8")
+            print(f"{name}: {pages.state(name, records, quick)}", flush=True)
+    for path in sorted(to.glob("*.md")):
+        _replace(path, tables.redrawn(path.read_text(encoding="utf-8"), to, path.name))
+    _replace(to / INDEX, pages.index(records, to, quick))
     print(f"pages and drawings: {to / INDEX}", flush=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a page, unless it says that already."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with written_whole(path) as aside:
+            aside.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from legw_hpc.figures import curvature, quality, schedules
 from legw_hpc.grid import cells
 from legw_hpc.paper import distance
 from legw_hpc.paper.studies import FIGURES, QUICK, RECIPES, TABLE_1, Study
+from legw_hpc.paper.tables import markdown
 from legw_hpc.places import Place, first_metric, places
 from legw_hpc.recipe import load
 from legw_hpc.records import Record, Records
@@ -73,12 +74,35 @@ def count(found: Found) -> tuple[int, int]:
     return sum(bool(place.records) for place in every), len(every)
 
 
+def state(name: str, records: Records, quick: bool = False) -> str:
+    """How much of a figure there is, such as "mnist 14 of 14, ptb 2 of 12"."""
+    counts = {app: count(found(study, app, records)) for app, study in studies(name, quick).items()}
+    return ", ".join(f"{application} {done} of {of}" for application, (done, of) in counts.items()) or "nothing to train"
+
+
+def index(records: Records, to: Path, quick: bool = False) -> str:
+    """The page of all pages.
+
+    Args:
+        records: as for `page`.
+        to: the folder of the pages.
+        quick: of the sample alone.
+    """
+    rows = []
+    for name, figure in FIGURES.items():
+        link = f"[{name}]({name}.md)" if (to / f"{name}.md").exists() else name
+        rows.append([link, figure.title.partition(": ")[2], state(name, records, quick)])
+    head = "How many places of each figure have a finished run; commands and logs are in the pages."
+    title = "# The paper's figures, and what other papers do"
+    return "\n".join([title, "", head, "", *markdown(["page", "what", "finished"], rows)]) + "\n"
+
+
 def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
     metric = first_metric(place for line in found.values() for place in line)
     points = {label: {_along(place, study.along): place.spread(metric) for place in line} for label, line in found.items()}
     lines = [quality.Line(label, list(line.items())) for label, line in points.items()]
     quality.draw(lines, study.along, metric, path, title, study.paper)
-    text = _table([study.along, *points], [
+    text = markdown([study.along, *points], [
         [f"{x:,g}", *(str(line[x]) if x in line else "" for line in points.values())]
         for x in sorted({x for line in points.values() for x in line})
     ])  # fmt: skip
@@ -89,7 +113,7 @@ def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
         if found["LEGW"][0].derived.recipe.decay != "constant":
             text[-1] += " (and had not fallen yet, which LEGW's have at its end)"
         text[-1] += ":"
-        text += ["", *_table(distance.HEAD, rows)]
+        text += ["", *markdown(distance.HEAD, rows)]
     return text
 
 
@@ -123,7 +147,7 @@ def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
         if (fit := curvature.shift(line)) is not None:
             fits.append(f"{label}: the epoch of the peak goes as batch to the power {fit} (standard error; {fit.points} peaks).")
     return [
-        *_table(head, rows),
+        *markdown(head, rows),
         "",
         *(fits or ["Too few peaks to fit a power."]),
         "",
@@ -148,7 +172,7 @@ def _runs(found: Found, to: Path) -> list[str]:
                 origin = [minutes, f"{row['ranks']}", f"`{row['commit']}`", row["started"], f"[log]({log})"]
                 rows.append([*trained, str(one.spread(first_metric([one]))), *origin, f"`{_command(record)}`"])
     head = ["series", "batch", "lr", "warmup epochs", "seed", "result", "minutes", "ranks", "commit", "started", "log", "command"]
-    return [*_table(head, rows), "", "Minutes are those of the steps, without evaluations and measurements of L."]
+    return [*markdown(head, rows), "", "Minutes are those of the steps, without evaluations and measurements of L."]
 
 
 def _command(record: Record) -> str:
@@ -180,7 +204,7 @@ def _schedules(to: Path) -> list[str]:
         "",
         f"Nothing is trained for it; recipe `{recipe}`, 90 epochs: `legw-hpc plan {recipe} batch=32768 decay=multi-step`.",
         "",
-        *_table(head, rows),
+        *markdown(head, rows),
         "",
         "![figure2, imagenet](figure2-imagenet.png)",
         "",
@@ -204,12 +228,5 @@ def _plan(records: Records) -> list[str]:
         "",
         f"Recipe `{recipe}`: LARS, poly of power 2, 90 epochs; tuned at batch 1,024, the others are derived.",
         "",
-        *_table(head, rows),
+        *markdown(head, rows),
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown; columns of numbers are set to the right."""
-    first = [next((row[i] for row in rows if row[i]), "") for i in range(len(head))]
-    marks = ["--:" if word[:1].isdigit() else "---" for word in first]
-    return ["| " + " | ".join(line) + " |" for line in (head, marks, *rows)]
