@@ -1,7 +1,7 @@
 # make          set everything up in .venv (see .setup/install.py)
 # make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
-# make test     ... and run all checks and tests
-# make test-slurm     the job scripts on a SLURM that answers here
+# make test     ... and run all checks and tests: under 10 minutes on 2 cores
+# make test-faults    a short campaign of faults, 5 minutes; make test-slurm    the job scripts on a SLURM that answers here
 # make faults   216 faults, each followed by a resume: about 45 minutes, results/faults.md
 # make fuzz     the readers of files under a fuzzer, a million inputs: results/fuzz.md
 # make results  draw every page of results/ again from the logs kept there; nothing is trained
@@ -13,7 +13,7 @@ export VENV ?= $(CURDIR)/.venv
 export TORCH HOROVOD_GPU_OPERATIONS LEGW_CACHE
 BIN = $(VENV)/bin
 
-.PHONY: setup demo results test test-slurm faults fuzz lint bench bench-check peers clean
+.PHONY: setup demo results test test-faults test-slurm faults fuzz lint bench bench-check peers clean
 
 setup:
 	@$(PYTHON) .setup/install.py
@@ -30,8 +30,12 @@ lint: setup
 	@"$(BIN)/ruff" format --check --config .ruff.toml .
 	@"$(BIN)/mypy" --config-file .mypy.ini
 
+# Two at a time; tests that start ranks are never beside each other (tests/conftest.py).
 test: lint
-	@"$(BIN)/pytest" -c .pytest.ini --rootdir .
+	@"$(BIN)/pytest" -c .pytest.ini --rootdir . -n 2 --dist loadgroup
+
+test-faults: setup
+	@"$(BIN)/pytest" -c .pytest.ini --rootdir . tests/faults
 
 test-slurm: setup
 	@"$(BIN)/pytest" -c .pytest.ini --rootdir . -rs $(AGAIN) tests/cluster

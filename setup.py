@@ -31,6 +31,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout>=2",
+            "pytest-xdist>=3",
             "hypothesis>=6",
             "ruff",
             "mypy",

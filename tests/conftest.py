@@ -14,12 +14,21 @@ import torch
 
 from legw_hpc.cli import main
 from legw_hpc.data.sources import synthetic
+from legw_hpc.launcher import mpirun
 from tests.pictures import CLASSES, picture
 from tests.stubs import Stubs
 
 torch.set_num_threads(1)  # bit-for-bit comparisons, and no fight with the ranks of other tests
 
 SAMPLES = 300  # 96 does not divide it: steps of 96, 96, 96, 12
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start ranks go one after the other, on one of xdist's workers: their time limits are for two cores."""
+    for item in items:
+        if item.get_closest_marker("mpi"):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+            item.add_marker(pytest.mark.skipif(mpirun() is None, reason="no mpirun here"))
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
-from legw_hpc.launcher import launched, local_ranks, mpirun
+from legw_hpc.launcher import launched, local_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 
 LAUNCHERS = {b"mpirun", b"prterun", b"srun", b"timeout"}
-needs_mpi = pytest.mark.skipif(mpirun() is None, reason="no mpirun here")
+needs_mpi = pytest.mark.mpi  # see tests/conftest.py
 
 
 def on_ranks(ranks: int, function: str, timeout: float = 120, **arguments: Any) -> list[Any]:
