@@ -3,7 +3,7 @@
 RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, digest of the data, versions, ranks, commit
                  {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait; noise scale
                  {"event": "curvature", ...}  step and L(x, g) before it (curvature.py), where it was measured
-                 {"event": "eval", ...}    step, epoch and the metrics
+                 {"event": "eval", ...}    step, epoch, metrics; train_loss, the mean over the samples since the one before
                  {"event": "resume", ...}  from which step
                  {"event": "end", ...}     status and result
 """

@@ -115,7 +115,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
 
     try:
         if recipe.evaluate and 0 < done < derived.last and every.evaluation_due(done) and not folder.evaluated(done):
-            _score(work, done, log, progress)  # it was stopped between the step and its evaluation
+            _score(work, done, timing, log, progress)  # it was stopped between the step and its evaluation
         with closing(work.train(done, timing, carried, asks, progress.within)) as steps:
             for at in steps:
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
@@ -133,13 +133,13 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
                 if not ends and (at.save or at.stop or every.checkpoint_due(at.step)):
                     keep(at.step)
                 if recipe.evaluate and not stops and (every.evaluation_due(at.step) or ends):
-                    metrics = _score(work, at.step, log, progress)
+                    metrics = _score(work, at.step, timing, log, progress)
                 if ends:
                     keep(at.step)
                 if stops:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
         if metrics is None and recipe.evaluate:  # the run had ended with a checkpoint, and only its result was missing
-            metrics = _score(work, derived.last, log, progress)
+            metrics = _score(work, derived.last, timing, log, progress)
     except Diverged as error:
         log.write("end", status="diverged", message=str(error))
         raise
@@ -154,14 +154,16 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     return result
 
 
-def _score(work: Work, step: int, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
+def _score(work: Work, step: int, timing: Timing, log: runlog.RunLog, progress: runlog.Progress) -> dict[str, float]:
     metrics = work.score()
     if not all(map(math.isfinite, metrics.values())):
         found = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
         raise Diverged(f"diverged: not finite after step {step} ({work.derived.where(step)}): {found}")
     epoch = round(work.derived.course.epoch(step), 4)
-    log.write("eval", step=step, epoch=epoch, **metrics)
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    train_loss = timing.train_loss()
+    told = metrics | ({} if train_loss is None else {"train_loss": train_loss})
+    log.write("eval", step=step, epoch=epoch, **told)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
     progress.say(f"epoch {epoch:g} of {work.recipe.epochs:g}, step {step}: {shown}")
     return metrics
 

@@ -33,6 +33,9 @@ class Timing:
     """Seconds of training so far, by what they went to, the samples trained on, and the steps without an update (`Done.skipped`).
 
     Evaluations and checkpoints, which happen between steps, and probes are not in it.
+
+    Attributes:
+        loss, of: since the last evaluation, the sum of the training samples' losses, and their number.
     """
 
     samples: int = 0
@@ -41,6 +44,14 @@ class Timing:
     compute: float = 0.0
     exchange: float = 0.0
     update: float = 0.0
+    loss: float = 0.0
+    of: int = 0
+
+    def train_loss(self) -> float | None:
+        """Mean since it was asked last, which begins anew; None if nothing has been trained."""
+        mean = self.loss / self.of if self.of else None
+        self.loss, self.of = 0.0, 0
+        return mean
 
     def line(self, since: Timing) -> dict[str, Any]:
         """Samples/s since an earlier state, and each part as a share of the time."""
@@ -178,6 +189,8 @@ def train(
                     module.fold(step.samples)
             end = clock()
             timing.samples += step.samples
+            timing.loss += loss_now * step.samples
+            timing.of += step.samples
             timing.skipped += not update
             timing.input += waited
             timing.compute += computed - start - waited

@@ -52,6 +52,20 @@ def test_the_log_tells_the_run(whole: Path) -> None:
     assert sum(last[part] for part in ("input", "compute", "exchange", "update")) == pytest.approx(1, abs=0.01)
 
 
+def test_the_training_loss_of_an_epoch_is_beside_its_evaluation(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """The mean over its samples: three steps of 96 and one of 12."""
+    done = cli("train", *arguments, "out=r", "epochs=2", "log_every=1e-9")
+    assert done.returncode == 0, done.stderr
+    steps, evals = ([line for line in runlog.read(tmp_path / "r") if line["event"] == event] for event in ("step", "eval"))
+    for number, line in enumerate(evals):
+        losses = [step["loss"] for step in steps[4 * number : 4 * number + 4]]
+        expected = sum(loss * size for loss, size in zip(losses, (96, 96, 96, 12), strict=True)) / 300
+        assert line["train_loss"] == pytest.approx(expected, rel=1e-12)
+        assert f"train_loss {line['train_loss']:.4g}" in done.stdout
+    assert len(evals) == 2
+    assert "train_loss" not in runlog.read(tmp_path / "r")[-1]["metrics"]
+
+
 @pytest.mark.parametrize("stop", [1, 4, 6, 23])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     cli: Cli, arguments: list[str], whole: Path, tmp_path: Path, stop: int
