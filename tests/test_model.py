@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from legw_hpc.apps import application
+from legw_hpc.errors import InputError
 from legw_hpc.models.mnist_lstm import HIDDEN, MnistLSTM
 
 
@@ -55,3 +58,15 @@ def test_initialisation_has_open_forget_gates() -> None:
     gates = model.bias.detach().chunk(4)
     assert [gate.unique().tolist() for gate in gates] == [[0.0], [1.0], [0.0], [0.0]]
     assert 0.08 < model.state_kernel.abs().max() <= (6 / 768) ** 0.5
+
+
+def test_the_initialisation_of_the_transform_and_the_head_is_an_option() -> None:
+    torch.manual_seed(0)
+    plain, wide = (application("mnist-lstm", **options).model() for options in ({}, {"init": "normal"}))
+    assert plain.transform.weight.abs().max() <= (6 / (28 + HIDDEN)) ** 0.5
+    assert wide.transform.weight.std().item() == pytest.approx(1, abs=0.05)
+    assert wide.head.weight.std().item() == pytest.approx(1, abs=0.1)
+    assert wide.head.bias.unique().tolist() == pytest.approx([0.1])
+    assert wide.state_kernel.abs().max() <= (6 / 768) ** 0.5  # the cell's stays
+    with pytest.raises(InputError, match="init must be one of xavier, normal, not 'norml'"):
+        application("mnist-lstm", init="norml")

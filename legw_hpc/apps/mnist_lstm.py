@@ -12,14 +12,23 @@ from torch import Tensor, nn
 
 from legw_hpc.apps.base import Application
 from legw_hpc.data.format import Field
-from legw_hpc.models.mnist_lstm import CLASSES, PIXELS, MnistLSTM
+from legw_hpc.models.mnist_lstm import CLASSES, INITS, PIXELS, MnistLSTM
 
 
-def mnist_lstm() -> Application:
-    """The application; it has no options."""
+def mnist_lstm(init: str = INITS[0]) -> Application:
+    """The application.
+
+    Args:
+        init: see `MnistLSTM`.
+
+    Raises:
+        ValueError: no such initialisation.
+    """
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}, not {init!r}")
     return Application(
         name="mnist-lstm",
-        model=MnistLSTM,
+        model=lambda: MnistLSTM(init),
         fields={"image": Field("uint8", (PIXELS, PIXELS)), "label": Field("int64", (), classes=CLASSES)},
         decode=_decode,
         loss=_loss,

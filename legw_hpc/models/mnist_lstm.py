@@ -19,10 +19,14 @@ from legw_hpc.models.lstm import lstm
 PIXELS = 28
 HIDDEN = 128
 CLASSES = 10
+INITS = ("xavier", "normal")
 
 
 class MnistLSTM(nn.Module):
     """See the module's text.
+
+    Args:
+        init: one of INITS, see `reset`.
 
     The transform and the LSTM's input weights have nothing between them, so they are multiplied
     into one 28 -> 512 matrix before the steps: the same function and gradients (tested against
@@ -30,7 +34,7 @@ class MnistLSTM(nn.Module):
     1.3 times the samples/s on one core (measured, micro-batch 128).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, init: str = "xavier") -> None:
         super().__init__()
         self.transform = nn.Linear(PIXELS, HIDDEN)
         # The cell's kernel, 256 x 512 in the paper, as PyTorch keeps it: gates first, in the order i, f, g, o.
@@ -41,13 +45,22 @@ class MnistLSTM(nn.Module):
         # PyTorch's kernel adds two biases where the cell has one.
         self.no_bias: Tensor
         self.register_buffer("no_bias", torch.zeros(4 * HIDDEN), persistent=False)
-        self.reset()
+        self.reset(init)
 
-    def reset(self) -> None:
-        """Xavier weights, zero biases, forget gates at 1."""
+    def reset(self, init: str) -> None:
+        """The cell: Xavier weights, zero biases, forget gates at 1.  Before and after it: the same, or as below.
+
+        Args:
+            init: "xavier", or "normal": weights from N(0, 1) and biases of 0.1, as a TensorFlow tutorial of this network has them
+                of which there are many public copies (batch 128, a transform before the cell).
+        """
         for layer in (self.transform, self.head):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if init == "normal":
+                nn.init.normal_(layer.weight)
+                nn.init.constant_(layer.bias, 0.1)
+            else:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
         bound = (6 / (2 * HIDDEN + 4 * HIDDEN)) ** 0.5  # of the whole kernel: fan in 256, fan out 512
         nn.init.uniform_(self.input_kernel, -bound, bound)
         nn.init.uniform_(self.state_kernel, -bound, bound)
