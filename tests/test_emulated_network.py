@@ -12,6 +12,7 @@ import pytest
 from benchmarks import emulated_network, namespaces, overlap
 from benchmarks.relay import SLACK, Egress
 from legw_hpc.errors import InputError
+from tests.parallel.ranks import needs_mpi
 
 
 def test_packets_leave_one_after_another_and_arrive_later() -> None:
@@ -67,6 +68,7 @@ def test_without_root_it_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
 LOOK = "from mpi4py import MPI; w = MPI.COMM_WORLD; n = w.Split_type(MPI.COMM_TYPE_SHARED).size; print(w.gather(n) or '', end='')"
 
 
+@needs_mpi
 @needs_root
 def test_mpi_takes_them_for_machines_and_nothing_stays() -> None:
     pytest.importorskip("mpi4py")
