@@ -46,7 +46,7 @@ def test_a_row_a_log(logs: Path, columns: str, head: str, rows: list[str]) -> No
     text = RUNS.format(columns=columns) + "\nMore.\n"
     page = redrawn(text, logs, "page.md")
     assert page.startswith(text.partition("-->")[0])
-    assert page.endswith("\nMore.\n")
+    assert page.endswith(" |\n\nMore.\n")
     made = [line for line in page.splitlines() if line.startswith("|")]
     assert [made[0], *made[2:]] == [head, *rows]
     assert redrawn(page, logs, "page.md") == page  # once more changes nothing

@@ -64,7 +64,7 @@ def test_windows_of_ptb(batch: int, steps: int) -> None:
 
 # Solver and its options, epochs, lr, clipping, window, options; epochs at the first rate, what each one after them makes of it.
 PTB = {
-    "ptb-lstm-paper": ("momentum", {"momentum": 0.9}, 13, 2.0, 0.25, 20, {}, 7, 0.5),
+    "ptb-lstm-paper": ("momentum", {"momentum": 0.9}, 13, 4.0, 0.25, 20, {}, 7, 0.5),
     "ptb-lstm-large": ("sgd", {}, 55, 35.0, 10 / 35, 35, {"hidden": 1500, "init": 0.04, "dropout": 0.65}, 14, 1 / 1.15),
 }
 

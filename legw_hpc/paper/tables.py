@@ -33,7 +33,7 @@ from legw_hpc.figures.curvature import curve
 from legw_hpc.records import Record, read
 
 NO_METRIC = ("event", "time", "step", "epoch")  # of an evaluation's line
-BLOCK = re.compile(r"^<!-- (runs|epochs): ([^\n]+)\n((?:[^\n]+\n)*?)-->\n\n?((?:\|[^\n]*\n)*)", re.M)
+BLOCK = re.compile(r"^<!-- (runs|epochs): ([^\n]+)\n((?:[^\n]+\n)*?)-->\n(?:\n?(?:\|[^\n]*\n)+)?", re.M)
 
 
 def redrawn(text: str, folder: Path, page: str) -> str:
