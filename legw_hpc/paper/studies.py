@@ -20,6 +20,7 @@ RECIPES = {
     "ptb": "ptb-lstm",
     "ptb-paper": "ptb-lstm-paper",
     "cifar": "cifar10-resnet20",
+    "cifar-hoffer": "cifar10-hoffer-2017",
     "imagenet": "imagenet-resnet50",
     "sample": "mnist-lstm-sample",
 }
@@ -121,6 +122,12 @@ OTHERS = {
     "LEGW with Nesterov momentum": f"solver=nesterov {AT_8192}",
     "a batch that grows from 128, one rate (Smith 2018)": "eval_every=5 scheme=none growth.epochs=[3,6,9,12,15,18]",
 }
+# Their schedule in 5 epochs of their 200: the rate falls after the same shares.  What batch norm is over is all that differs.
+SHORT = "batch=2048 epochs=5 decays.multi-step.milestones=[2.0,3.0,4.0]"
+GHOSTS = {
+    "ghost batch norm, over 128 images (Hoffer 2017)": f"{SHORT} micro_batch=128",
+    "batch norm over all 2,048": f"{SHORT} micro_batch=2048",
+}
 
 FIGURES = {
     "figure1": Figure(
@@ -181,7 +188,7 @@ FIGURES = {
         },
     ),
     "others": Figure(
-        "Others: what other papers do for a large batch, on the LSTM beside LEGW",
-        {"mnist": Study(OTHERS, AT_128)},
+        "Others: what other papers do for a large batch, on the LSTM beside LEGW, and on a small CNN",
+        {"mnist": Study(OTHERS, AT_128), "cifar-hoffer": Study(GHOSTS)},
     ),
 }
