@@ -23,12 +23,10 @@ torch.set_num_threads(1)  # bit-for-bit comparisons, and no fight with the ranks
 SAMPLES = 300  # 96 does not divide it: steps of 96, 96, 96, 12
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist puts the groups into the tests' names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start ranks go one after the other, on one of xdist's workers: their time limits are for two cores."""
+    """Tests that start ranks want an mpirun."""
     for item in items:
         if item.get_closest_marker("mpi"):
-            item.add_marker(pytest.mark.xdist_group("ranks"))
             item.add_marker(pytest.mark.skipif(mpirun() is None, reason="no mpirun here"))
 
 
