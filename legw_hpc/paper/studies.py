@@ -112,15 +112,25 @@ PTB_RATES = "2,4,8,16,32"
 STRETCHED = "epochs=50 decays.exponential.factor=0.83509 decays.exponential.hold_epochs="
 
 # What is at the heart of other papers, at the largest batch, with the baseline's values and what the rule makes of them; nothing
-# is tuned there.  A batch that grows is at 8,192 from epoch 18 of 25 on: the doublings are assumed.
+# is tuned there.  A batch that grows is at 8,192 from epoch 18 of 25 on: the doublings are assumed.  Akiba's epochs are 25/90 of
+# theirs.
 AT_8192 = "eval_every=5 batch=8192"
+GROWS = "eval_every=5 scheme=none growth.epochs=[3,6,9,12,15,18]"
 OTHERS = {
     "LEGW": AT_8192,
     "linear, 5 epochs of warmup from the baseline's rate (Goyal 2017)": f"scheme=linear+from-baseline {AT_8192}",
     "square root, no warmup (Hoffer 2017, but no longer training)": f"scheme=sqrt {AT_8192}",
     "LEGW, then up and down (Smith 2015)": f"decay=cyclic {AT_8192}",
     "LEGW with Nesterov momentum": f"solver=nesterov {AT_8192}",
-    "a batch that grows from 128, one rate (Smith 2018)": "eval_every=5 scheme=none growth.epochs=[3,6,9,12,15,18]",
+    "a batch that grows from 128, one rate (Smith 2018)": GROWS,
+    "it grows, and the rate falls to 0.75 each time (AdaBatch, Devarakonda 2017)": (
+        f"{GROWS} decay=multi-step decays.multi-step.milestones=[3,6,9,12,15,18] decays.multi-step.factor=0.75"
+    ),
+    "RMSprop that turns into SGD, half the linear rate, their decay (Akiba 2017)": (
+        f"{AT_8192} scheme=linear+none baseline.lr=0.05 solver=rmsprop-warmup solvers.rmsprop-warmup.center=2.8 "
+        "solvers.rmsprop-warmup.period=1.4 decay=multi-step decays.multi-step.milestones=[11.1,19.4,23.6] "
+        "decays.multi-step.factors=[0.15,0.02,0.002]"
+    ),
 }
 # Their schedule in 5 epochs of their 200: the rate falls after the same shares.  What batch norm is over is all that differs.
 SHORT = "batch=2048 epochs=5 decays.multi-step.milestones=[2.0,3.0,4.0]"

@@ -119,7 +119,7 @@ def _value(record: Record, name: str, when: str) -> tuple[Any, str]:
     measured = {key for line in evals for key in line if key not in NO_METRIC} | set((record.end or {}).get("metrics", {}))
     if name in measured:
         if not when:
-            return (record.end or {})["metrics"].get(name), ".2f"
+            return (record.end or {}).get("metrics", {}).get(name), ".2f"
         if when.startswith("last"):
             return statistics.fmean([line[name] for line in evals][-int(when[4:]) :]), ".2f"
         return next((line[name] for line in evals if line["epoch"] == float(when)), None), ".2f"
