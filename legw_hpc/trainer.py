@@ -35,7 +35,7 @@ class Timing:
     Evaluations and checkpoints, which happen between steps, and probes are not in it.
 
     Attributes:
-        loss, of: since the last evaluation, the sum of the training samples' losses, and their number.
+        loss_sum, loss_samples: since the last evaluation, the sum of the training samples' losses, and their number.
     """
 
     samples: int = 0
@@ -44,13 +44,13 @@ class Timing:
     compute: float = 0.0
     exchange: float = 0.0
     update: float = 0.0
-    loss: float = 0.0
-    of: int = 0
+    loss_sum: float = 0.0
+    loss_samples: int = 0
 
     def train_loss(self) -> float | None:
         """Mean since it was asked last, which begins anew; None if nothing has been trained."""
-        mean = self.loss / self.of if self.of else None
-        self.loss, self.of = 0.0, 0
+        mean = self.loss_sum / self.loss_samples if self.loss_samples else None
+        self.loss_sum, self.loss_samples = 0.0, 0
         return mean
 
     def line(self, since: Timing) -> dict[str, Any]:
@@ -189,8 +189,8 @@ def train(
                     module.fold(step.samples)
             end = clock()
             timing.samples += step.samples
-            timing.loss += loss_now * step.samples
-            timing.of += step.samples
+            timing.loss_sum += loss_now * step.samples
+            timing.loss_samples += step.samples
             timing.skipped += not update
             timing.input += waited
             timing.compute += computed - start - waited
