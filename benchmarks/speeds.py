@@ -29,11 +29,13 @@ from legw_hpc.recipe import load
 SMALL, LARGE = 2, 8 << 20  # elements of an exchange: nothing but messages, and little but bytes
 BUFFER = 16 << 20  # elements that are copied and added: out of the caches
 STEPS = 5  # of each size in a round
+GROWTH = 0.05  # from micro-batch 0 to the largest that is measured, below which it is noise (assumed)
+ATTEMPTS = 3  # rounds that are measured at most for one that counts (assumed)
 LEAST = 0.1  # of the time of a large sum that is its bytes, whatever else was measured (assumed)
 
 
-def line(points: dict[int, float]) -> tuple[float, float]:
-    """(r, h) of t = (m + h) / r, by least squares of relative errors; h at least 0.
+def line(points: dict[int, float]) -> tuple[float, float] | None:
+    """(r, h) of t = (m + h) / r, by least squares of relative errors; h at least 0.  None where t hardly grows.
 
     Args:
         points: micro-batch m -> seconds t.
@@ -42,6 +44,8 @@ def line(points: dict[int, float]) -> tuple[float, float]:
     slope, start = np.polyfit(sizes, seconds, 1, w=1 / seconds)
     if start < 0:  # a line through 0
         slope, start = 1 / np.mean(sizes / seconds), 0.0
+    if slope * sizes.max() < GROWTH * start:
+        return None
     return float(1 / slope), float(start / slope)
 
 
@@ -63,19 +67,25 @@ def compute(bench: Bench, recipe: str, words: list[str], rounds: int) -> tuple[l
         training[m].step()
         return training[m].timing.compute - before
 
-    rates, halves, deviations = [], [], []
-    for number in range(rounds + 1):
+    rates: list[float] = []
+    halves, deviations = [], []
+    for number in range(ATTEMPTS * rounds + 1):
         points = {}
         for m in sizes:
             bench.comm.barrier()
             everyone = bench.comm.gather([seconds(m) for _ in range(STEPS)])
             points[m] = statistics.mean(map(statistics.median, everyone))
-        if number:  # the first warms up
-            rate, half = line(points)
-            rates.append(rate)
-            halves.append(half)
+        found = line(points)
+        if number and found:  # the first warms up; a round that something else disturbed is repeated
+            rates.append(found[0])
+            halves.append(found[1])
             deviations.append(deviation(everyone))  # of the full micro-batch, the last
-    return rates, halves, deviations
+        if len(rates) == rounds:
+            return rates, halves, deviations
+    raise InputError(
+        f"steps of {full} samples were measured to take no longer than those of {sizes[0]}, again and again: "
+        "a larger micro_batch=..., or a machine on which nothing else runs"
+    )
 
 
 def deviation(everyone: Sequence[Sequence[float]]) -> float:
