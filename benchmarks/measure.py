@@ -27,8 +27,8 @@ from torch import distributed
 from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.device import processor
 from legw_hpc.launcher import launched, local_ranks
-from legw_hpc.tuning import processor
 
 PEERS = ("pytorch_optimizer", "timm", "webdataset", "mosaicml-streaming", "pillow")
 RESULTS = Path(__file__).parent / "results"  # in it a folder for each kind of processor, see `results`

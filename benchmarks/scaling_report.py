@@ -175,6 +175,9 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
             )
         lines.append("")
     starts = [record.lines[0] for record in records]
+    of = sorted({start.get("hardware", "hardware not recorded") for start in starts})
+    if len(of) > 1:
+        lines += [f"**Not all on the same hardware**: {', '.join(of)}.", ""]
     how = ", ".join(f"{start['comm']} on {start['ranks']}" for start in {start["ranks"]: start for start in starts}.values())
     lines += [
         "Efficiency: samples/s a rank beside those of the base (95 % by a bootstrap over runs and steps). *Without exchange* and",
@@ -182,7 +185,7 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
         "machine, not to the network or the files. One rank alone exchanges nothing in any case. Rates are harmonic means;",
         f"the first {WARM} steps of a run are not counted.",
         "",
-        f"Precision {records[0].recipe.precision}, {start['threads']} threads a rank; ranks: {how}; commits "
+        f"Precision {records[0].recipe.precision}, {start['threads']} threads a rank; {of[0]}; ranks: {how}; commits "
         f"{', '.join(sorted({str(start['commit']) for start in starts}))}; torch {start['versions']['torch']}, "
         f"Horovod {start['versions'].get('horovod')}.",
         "",

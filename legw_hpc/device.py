@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -92,6 +94,21 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for number, value in _KEEP.items():
             mallopt(number, value)
+
+
+def hardware(device: torch.device, comm: Comm) -> str:
+    """The model of the ranks' GPUs, or CPUs; all there are, where they differ."""
+    mine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return " and ".join(sorted(set(comm.gather(mine))))
+
+
+def processor() -> str:
+    """The model of the CPU."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def in_hardware(dtype: torch.dtype) -> bool:

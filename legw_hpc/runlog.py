@@ -1,6 +1,6 @@
 """What a run tells: a JSON-lines file, and on rank 0 a progress bar or plain lines.
 
-RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, digest of the data, versions, ranks, commit
+RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, digest of the data, versions, ranks, commit, hardware
                  {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait; noise scale
                  {"event": "curvature", ...}  step and L(x, g) before it (curvature.py), where it was measured
                  {"event": "eval", ...}    step, epoch, metrics; train_loss, the mean over the samples since the one before

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from legw_hpc.agreement import begin_alike
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import keep_from_others
 from legw_hpc.derived import Derived
+from legw_hpc.device import hardware
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
 from legw_hpc.recipe import Recipe
 from legw_hpc.runfolder import RunFolder
@@ -209,6 +210,7 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     recipe, derived, comm = work.recipe, work.derived, work.comm
     nodes = len(set(comm.gather(comm.node)))
     facts = {"ranks": comm.size, "nodes": nodes, "comm": comm.name, "device": str(work.device), "threads": work.threads}
+    models = hardware(work.device, comm)
     if comm.rank != 0:
         return
     for line in derived.lines():
@@ -224,24 +226,24 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     if recipe.start:
         print(f"start    the last weights of {recipe.start}")
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
-    code = {"versions": runlog.versions(), "commit": runlog.commit()}
+    made_by = {"versions": runlog.versions(), "commit": runlog.commit(), "hardware": models}
     if done:
-        for key, then in _code_before(folder.path).items():
-            if then != code[key]:
+        for key, then in _made_before(folder.path, made_by).items():
+            if then != made_by[key]:
                 print(f"note     {key} until step {done}: {then}")
-        folder.log.write("resume", step=done, **facts, **code)
+        folder.log.write("resume", step=done, **facts, **made_by)
     else:
         about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), "data": work.data, **facts}
         if (package := installed.package(recipe.application)) is not None:
             about["package"] = package
-        folder.log.write("start", **about, **code, command=runlog.command())
+        folder.log.write("start", **about, **made_by, command=runlog.command())
 
 
-def _code_before(run: Path) -> dict[str, Any]:
-    """Versions and commit of the part of a run before this one, as far as its log has them."""
+def _made_before(run: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """What made the part of a run before this one, as far as its log has it."""
     told: dict[str, Any] = {}
     for line in runlog.read(run):
-        told |= {key: line[key] for key in ("versions", "commit") if key in line}
+        told |= {key: line[key] for key in keys if key in line}
     return told
 
 

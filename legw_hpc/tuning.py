@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from legw_hpc.comm import Comm
+from legw_hpc.device import processor
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import MOST_MEASURED
 
@@ -98,15 +98,6 @@ def cache() -> Path | None:
         return Path(named).expanduser()
     except RuntimeError:
         return None
-
-
-def processor() -> str:
-    """The model of the CPU."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _choice(seconds: dict[int, float], kept: bool) -> Tuned:

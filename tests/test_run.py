@@ -17,6 +17,7 @@ import torch
 
 from legw_hpc import checkpoint, runlog
 from legw_hpc.data.sources import synthetic
+from legw_hpc.device import processor
 from tests.conftest import Cli
 
 
@@ -105,10 +106,14 @@ def test_a_resumed_run_tells_what_code_it_was_before(
     before = runlog.commit()
     assert "note " not in cli("train", *arguments, "out=r", "max_steps=8").stdout
     monkeypatch.setattr(runlog, "commit", lambda: "another")
-    assert f"note     commit until step 8: {before}" in cli("train", *arguments, "out=r").stdout
+    monkeypatch.setattr("legw_hpc.device.processor", lambda: "a slower one")
+    told = cli("train", *arguments, "out=r").stdout
+    assert f"note     commit until step 8: {before}" in told
+    assert f"note     hardware until step 8: {processor()}" in told
     lines = [line for line in runlog.read(tmp_path / "r") if line["event"] in ("start", "resume")]
     assert [line["commit"] for line in lines] == [before, before, "another"]
     assert all("torch" in line["versions"] for line in lines)
+    assert [line["hardware"] for line in lines] == [processor(), processor(), "a slower one"]
 
 
 def test_a_finished_run_is_left_alone(cli: Cli, arguments: list[str], whole: Path) -> None:

@@ -31,14 +31,14 @@ def test_points_share_a_batch_or_have_their_part_of_it() -> None:
 
 def log(
     folder: Path, ranks: int, twin: str, rates: list[float], batch: int = 100, threads: int = 1,
-    recipe: tuple[str, ...] = ("mnist-lstm-sample",), **derived: int,
+    recipe: tuple[str, ...] = ("mnist-lstm-sample",), hardware: str = "a processor", **derived: int,
 ) -> None:  # fmt: skip
     """A run's log: a step a rate, four fifths of it compute and a fifth exchange."""
     trained = load(recipe[0], [*recipe[1:], f"batch={batch}", f"twin={twin}"])
     start: dict[str, Any] = {
         "event": "start", "time": 0, "recipe": trained.as_dict(), "ranks": ranks, "nodes": 1, "threads": threads,
         "derived": {"steps_per_epoch": 50, "batch": batch, "last_batch": batch} | derived,
-        "comm": "horovod", "commit": "c", "versions": {"torch": "t"},
+        "comm": "horovod", "commit": "c", "versions": {"torch": "t"}, "hardware": hardware,
     }  # fmt: skip
     shares = {"compute": 0.8, "exchange": 0.2, "update": 0.0, "input": 0.0}
     steps = [{"event": "step", "step": i + 1, "samples_per_s": rate, **shares} for i, rate in enumerate(rates)]
@@ -76,6 +76,13 @@ def test_efficiency_is_a_ranks_rate_beside_the_smallest_points(tmp_path: Path, c
     )
     assert (tmp_path / "scaling.png").stat().st_size > 5000
     assert page in capsys.readouterr().out
+
+
+def test_points_that_are_of_other_processors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for ranks, hardware in ((1, "Intel A"), (2, "Intel B")):
+        log(tmp_path / f"strong-{ranks}-ranks" / "a", ranks, "none", [100.0] * 9, hardware=hardware)
+    scaling_report.write(tmp_path)
+    assert "**Not all on the same hardware**: Intel A, Intel B." in capsys.readouterr().out
 
 
 def test_the_interval_of_an_efficiency_has_it() -> None:
