@@ -175,7 +175,7 @@ FIGURES = {
     "figure6": Figure(
         "Figure 6: comprehensive tuning at the largest batch beside LEGW's derived learning rate",
         {
-            "mnist": Study(_tuned(f"{BF16} batch=8192", MNIST_RATES), along="lr"),
+            "mnist": Study(_tuned(AT_8192, MNIST_RATES), along="lr"),
             "ptb": Study(_tuned("batch=640", PTB_RATES), along="lr"),
             "ptb-paper": Study(_tuned("batch=640", PTB_RATES), along="lr"),
             "sample": Study(_tuned("batch=512", "0.05,0.1,0.2,0.4", "epochs=3"), along="lr"),
