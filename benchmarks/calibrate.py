@@ -33,6 +33,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.launcher import launched
 from legw_hpc.plan import calibration
 from legw_hpc.plan.calibration import Compute, Memory, Network, Number, Performance
+from legw_hpc.plan.gradient import network
 from legw_hpc.recipe import load
 from legw_hpc.submit.machine import MACHINES, available
 from legw_hpc.submit.machine import load as load_machine
@@ -105,9 +106,9 @@ def measured(bench: Bench, recipe: str, words: list[str], note: str, before: Per
         memory=Memory(*links["memory"], number(buffers["add"], True), number(buffers["copy"], True)),
         jitter=number(deviations, False),
         cycle_ms=Number(cycle, cycle, cycle, "HOROVOD_CYCLE_TIME, or Horovod's default"),
-        start_s=number(comm.gather(ready), False),
+        start_s=dataclasses.replace(number(comm.gather(ready), False), source=f"{source}, until all ranks were connected"),
         compute=tables,
-        **({"overlap": before.overlap} if before else {}),
+        **({"overlap": before.overlap, "start_s_per_node": before.start_s_per_node} if before else {}),
     )
 
 
@@ -139,6 +140,12 @@ def _inline(number: dict[str, Any]) -> str:
     return f"{{ {', '.join(words)} }}"
 
 
+def known(recipe: str, overrides: Sequence[str]) -> None:
+    """Refuse options under whose rate `plan` would not find the recipe: a rate goes by its recipe's name."""
+    if network(load(recipe, overrides)) != network(load(recipe)):
+        raise InputError(f"{' '.join(overrides)}: another network than {recipe}'s; give it a recipe file, whose name is its own")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -154,7 +161,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     options = parser.parse_args()
     try:
-        load(options.recipe, options.overrides)  # before ranks are launched
+        known(options.recipe, options.overrides)  # before ranks are launched
         if options.machine in available() and not options.to:
             raise InputError(
                 f"--machine {options.machine}: its numbers are the package's; name your copy of "

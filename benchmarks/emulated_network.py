@@ -158,12 +158,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {row['recipe']} | {row['ranks']} | {set_} | {times} | {row['error']:+.0%} | {row['bound_s']:.3f} s |")
     errors = [abs(row["error"]) for row in rows]
     within = sum(error <= GOAL for error in errors)
+    bounded = sum(abs(row["bound_s"] / row["step_s"] - 1) <= GOAL for row in rows)
+    real = [row for row in rows if row["step_s"] > row["own_s"]]
+    parts = [(row["requests_s"] + row["ring_s"]) / (row["step_s"] - row["own_s"]) for row in real]
+    exchanges = sum(abs(part - 1) <= GOAL for part in parts)
     where = rows[0]
     lines += [
         "",
         "Bound: alone, and the alpha-beta bound of the sum by the set latency and bandwidth, no more.",
         "",
-        f"{within} of {len(rows)} within {GOAL:.0%}; median error {statistics.median(errors):.0%}, largest {max(errors):.0%}.  ",
+        f"{within} of {len(rows)} within {GOAL:.0%}; median error {statistics.median(errors):.0%}, largest {max(errors):.0%}. "
+        f"Of the bound {bounded} are.  ",
+        f"The exchange by itself, requests and ring beside what a step takes more than alone: {exchanges} of {len(rows)} within "
+        f"{GOAL:.0%}; {len(rows) - len(real)} took less together than alone, which no model has.  ",
         f"`{where['command']}`, {where['time']}, commit {where['commit']}; {where['hardware']}; medians of {where['n']} steps, 1 "
         f"thread a rank; torch {where['versions']['torch']}, Horovod {where['versions']['horovod']}.",
         "",

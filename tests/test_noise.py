@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.noise import Noise
 from legw_hpc.plan.text import noise_lines
 from legw_hpc.recipe import load
+from tests.conftest import Cli
 
 
 def by_ranks(gradients: NDArray[np.float64], ranks: int) -> Noise | None:
@@ -125,3 +128,30 @@ def test_a_damaged_log_is_refused(line: tuple[int, object, object]) -> None:
 
 def test_a_scale_beyond_numbers_is_none() -> None:
     assert Noise(1e300, 1e-300).scale is None
+
+
+def noisy(folder: Path, recipe: str, scale: float) -> Path:
+    """A run's log with a noise scale."""
+    start = {"event": "start", "time": 0, "recipe": load(recipe).as_dict()}
+    lines = [start, {"event": "step", "step": 1, "gradient_variance": scale, "gradient_square": 1.0}]
+    folder.mkdir()
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_batches_are_compared_at_one_loss(cli: Cli, tmp_path: Path) -> None:
+    """Past the noise scale the larger batch is cheaper by the epoch, and dearer to the loss."""
+    words = ("plan", "imagenet-resnet50", "batch=8192,65536", "--machine", "knl", "--nodes", "128")
+    plain = cli(*words).stdout
+    assert "each for the epochs it has; to the same loss a larger batch may take more: --noise RUN" in plain
+    assert "cheapest: batch=65536 on 128 nodes" in plain
+    told = cli(*words, "--noise", noisy(tmp_path / "r", "imagenet-resnet50", 2000.0)).stdout
+    assert "by the noise scale, as many epochs as it has, times: batch=8192 1, batch=65536 6.63; hours are with that" in told
+    assert "cheapest: batch=8192 on 128 nodes" in told
+
+
+def test_the_noise_of_another_network_is_refused(cli: Cli, tmp_path: Path) -> None:
+    said = cli("plan", "ptb-lstm", "batch=640", "--noise", noisy(tmp_path / "r", "mnist-lstm", 2000.0))
+    assert (said.returncode, "a run of mnist-lstm, which trains another network than ptb-lstm" in said.stderr) == (2, True)
+    (tmp_path / "r" / "log.jsonl").write_text('{"event": "step"}\n')
+    assert "is not the log of a run" in cli("plan", "ptb-lstm", "--noise", tmp_path / "r").stderr

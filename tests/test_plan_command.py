@@ -22,6 +22,7 @@ def test_plan_on_a_machine_prints_table_and_advice(cli: Cli) -> None:
     assert done.stdout.startswith(plain)
     lines = done.stdout[len(plain) :].splitlines()
     assert lines[0].startswith("machine  knl: 2 ranks a node, 32 threads each; numbers of ")
+    assert lines.pop(1).startswith("assumed  memory (")
     assert lines[1].startswith("exchange 102 MB a step, between nodes by Rabenseifner")
     lines = lines[1:]
     assert lines[2].split() == ["nodes", "a", "rank", "s", "a", "step", "compute", "jitter", "exchange", "update", "input"]
@@ -61,6 +62,9 @@ def test_plan_changes_a_machine(cli: Cli) -> None:
         (["--plot", "x.png"], "--plot: of which machine?"),
         (["--machine", "skylak"], "unknown machine 'skylak': did you mean skylake?"),
         (["--machine", "skylake", "--nodes", "4,x"], "--nodes 4,x: expected whole numbers with commas"),
+        (["--machine", "skylake", "--nodes", "9" * 5000], "expected whole numbers with commas"),
+        (["--machine", "skylake", "options.size=64"], "imagenet-resnet50 in fp32 with options.label_smoothing=0.1, options.size=64"),
+        (["--machine", "skylake", "options.sise=64"], "application resnet50 has no option 'sise': it takes classes, "),
         (["--machine", "skylake", "--nodes", "900"], "--nodes 900: machine skylake gives a job 1 to 868 nodes"),
         (["--machine", "skylake", "--nodes", "0"], "--nodes 0: machine skylake gives a job 1 to 868 nodes"),
         (["--machine", "gpu8"], "nobody has measured machine gpu8 yet"),
@@ -76,6 +80,22 @@ def test_plan_refuses_in_one_line(words: list[str], said: str, cli: Cli) -> None
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_what_is_assumed_is_told(cli: Cli) -> None:
+    """And an assumed network is no reason to take several nodes."""
+    words = ("plan", RESNET, "batch=8192", "--machine")
+    told = cli(*words, "skylake", "--nodes", "1,64").stdout
+    assert "assumed  memory (alpha_us, gb_per_s, add_gb_per_s, copy_gb_per_s), start_s, start_s_per_node\n" in told
+    more = cli(*words, "skylake", "--nodes", "64", "exchange_pieces=8", "--set", "performance.overlap.source=assumed").stdout
+    assert "start_s_per_node, overlap\n" in more
+    networks = [f"performance.network.{field}.source=assumed: as memory" for field in ("alpha_us", "gb_per_s")]
+    said = cli(*words, "skylake", "--nodes", "16,64", *(word for network in networks for word in ("--set", network))).stdout
+    assert "not on 64 nodes: the network's numbers are assumed: calibrate on two nodes or more" in said
+    assert "sensible: none of these" in said
+    fewer = cli(*words, "skylake", "--nodes", "64", "--set", "spare_cores=20").stdout
+    assert "note     the rates are those of 2 x 22 threads a node" in fewer
+    assert "note " not in told
 
 
 OPTIONS = {
@@ -122,8 +142,9 @@ def test_the_cells_of_a_grid_are_set_beside_one_another(cli: Cli, tmp_path: Path
     done = cli("plan", RESNET, *words, "--nodes", "1,16,64", "--plot", "x.png")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    legend, heads, one, some, many, cheap, quick = done.stdout.partition("\nhours / node-hours")[2].splitlines()[:7]
+    legend, epochs, heads, one, some, many, cheap, quick = done.stdout.partition("\nhours / node-hours")[2].splitlines()[:8]
     assert legend == ", likely; *: something speaks against it, above; -: it cannot run"
+    assert epochs.startswith("each for the epochs it has; ")
     assert heads.split() == ["nodes", "batch=1024", "batch=32768"]
     assert [line.split()[0] for line in (one, some, many)] == ["1", "16", "64"]
     assert one.count("*") == 2, "over the walltime"

@@ -99,7 +99,8 @@ class Performance:
     Attributes:
         jitter: standard deviation over ranks of the time to compute a step, as a share of it.
         cycle_ms: between two looks of Horovod's thread (HOROVOD_CYCLE_TIME).
-        start_s: from the start of a job to its first step.
+        start_s, start_s_per_node: from the start of a job to its first step; what each node adds to it, since MPI_Init takes
+            longer on more nodes (TACC saw it grow with them on Stampede2).
         overlap: share of the exchange that goes on behind the backward pass, where exchange_pieces lets it.
         compute: RECIPE.PRECISION -> `Compute`.
     """
@@ -111,6 +112,7 @@ class Performance:
     start_s: Number
     compute: Mapping[str, Any]
     overlap: Number = Number(1.0, 0.5, 0.0, "assumed")
+    start_s_per_node: Number = Number(0.0, 0.05, 0.5, "assumed")
 
     def speeds(self, recipe: Recipe, machine: Machine) -> dict[str, Speeds]:
         """For the model, in SI units: the best, the likely and the worst case.
@@ -121,10 +123,12 @@ class Performance:
         where = f"machine {machine.name}"
         measured = self.rate_of(recipe)
         if not measured:
+            options = ", ".join(f"options.{key}={value}" for key, value in recipe.options.items())
+            what = f"recipe {recipe.name} in {recipe.precision}{options and f' with {options}'}"
             there = ", ".join(f"{name} in {precision}" for name, by in self.compute.items() for precision in by)
             raise InputError(
-                f"{where}: no rate for recipe {recipe.name} in {recipe.precision}, but for {there or 'none'}: "
-                f"measure it there by {MEASURE.format(recipe=recipe.name, machine=COPY.format(name=machine.name))}"
+                f"{where}: no rate for {what}, but for {there or 'none'}: "
+                f"measure it there: {MEASURE.format(recipe=recipe.name, machine=COPY.format(name=machine.name))}"
             )
         compute = compute_of(self, measured, recipe.precision)
         speeds = {case: self._speeds(compute, machine.ranks, case) for case in CASES}
@@ -134,6 +138,17 @@ class Performance:
         """The recipe whose rate is this one's too: itself, or one of the same network; "" where there is none."""
         known = [name for name, by in self.compute.items() if recipe.precision in by]
         return next((name for name in sorted(known, key=lambda name: name != recipe.name) if _alike(name, recipe)), "")
+
+    def assumed(self, recipe: Recipe) -> list[str]:
+        """The numbers of the recipe for which there is no better source, by their fields' names."""
+        named = {
+            f"{table}.{key}": number for table in ("network", "memory") for key, number in vars(getattr(self, table)).items()
+        }
+        named |= {key: getattr(self, key) for key in ("jitter", "cycle_ms", "start_s", "start_s_per_node")}
+        if recipe.exchange_pieces > 1:
+            named["overlap"] = self.overlap
+        named |= vars(compute_of(self, self.rate_of(recipe), recipe.precision))
+        return [key for key, number in named.items() if number.source.startswith("assumed")]
 
     def _speeds(self, compute: Compute, ranks: int, case: str) -> Speeds:
         def of(number: Number) -> float:
@@ -156,13 +171,9 @@ class Performance:
 def _alike(name: str, recipe: Recipe) -> bool:
     """Does a recipe's sample take the same work: the network, its size, and the words of a row."""
     try:
-        return name == recipe.name or _network(recipes.load(name)) == _network(recipe)
+        return gradient.network(recipes.load(name)) == gradient.network(recipe)
     except InputError:  # a recipe that is not packaged, or an application of another package
-        return False
-
-
-def _network(recipe: Recipe) -> tuple[str, int, int]:
-    return recipe.application, gradient.parameters(recipe), recipe.data.window
+        return name == recipe.name
 
 
 def path_of(name: str, like: str = "") -> Path:
@@ -208,7 +219,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Performance:
     for field in ("network", "memory"):
         for inner in fields(getattr(made, field)):
             _check(getattr(getattr(made, field), inner.name), where, f"{field}.{inner.name}")
-    for field in ("jitter", "cycle_ms", "start_s", "overlap"):
+    for field in ("jitter", "cycle_ms", "start_s", "start_s_per_node", "overlap"):
         _check(getattr(made, field), where, field)
     for recipe, by_precision in made.compute.items():
         if not isinstance(by_precision, Mapping):

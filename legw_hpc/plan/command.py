@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import Recipe
+
+if TYPE_CHECKING:
+    from legw_hpc.noise import Noise
 
 EXAMPLES = (
     "  legw-hpc plan mnist-lstm batch=8192\n"
@@ -47,12 +51,13 @@ def run(options: argparse.Namespace) -> None:
 
     # Values with commas are a grid, as in `sweep`; where the run goes does not matter here.
     cells = grid.cells(options.recipe, [word for word in options.overrides if not word.startswith("out=")])
+    noise = _noise(options.noise, [cell.derived.recipe for cell in cells]) if options.noise else None
     if options.machine is None:
         if given := [name for name in ("nodes", "plot", "set") if getattr(options, name)]:
             raise InputError(f"--{given[0]}: of which machine?  --machine NAME")
         for cell in cells:
             lines = cell.derived.lines()
-            _print(options, cell.derived.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe)
+            _print(options, cell.derived.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe, noise)
         return
 
     from legw_hpc.plan import calibration, text
@@ -65,16 +70,20 @@ def run(options: argparse.Namespace) -> None:
     performance = calibration.load(options.machine, numbers, machine.like)
     if options.plot and options.plot.suffix.lower() != ".png":
         raise InputError(f"--plot {options.plot}: a PNG is written; name it .png")
-    path = calibration.path_of(options.machine, machine.like)
+    path, usual = calibration.path_of(options.machine, machine.like), load_machine(options.machine)
+    notes = []
+    if machine.ranks * machine.threads != usual.ranks * usual.threads:
+        notes.append(f"note     the rates are those of {usual.ranks} x {usual.threads} threads a node")
     forecasts = {}
     for label, cell in zip(grid.labels(cells), cells, strict=True):
         forecasts[label] = made = forecast(cell.derived, machine, performance, _counts(options.nodes))
         rate = performance.rate_of(cell.derived.recipe)
         of = "" if rate == cell.derived.recipe.name else f", the rate of {rate}, the same network"
-        lines = [*cell.derived.lines(), *text.lines(made, f"numbers of {path}{of}")]
-        _print(options, made.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe)
+        assumed = text.assumed(performance.assumed(cell.derived.recipe))
+        lines = [*cell.derived.lines(), *text.lines(made, f"numbers of {path}{of}", [*notes, *assumed])]
+        _print(options, made.as_dict(), lines if cell is cells[0] else ["", *lines], cell.derived.recipe, noise)
     if len(cells) > 1 and not options.json:
-        print("\n".join(["", *text.compared(forecasts)]))
+        print("\n".join(["", *text.compared(forecasts, noise)]))
     if options.plot:
         from legw_hpc.plan.plot import draw
 
@@ -83,22 +92,42 @@ def run(options: argparse.Namespace) -> None:
             print(f"plot     {options.plot}")
 
 
-def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str], recipe: Recipe) -> None:
+def _noise(run: Path, recipes: Sequence[Recipe]) -> Noise:
+    """What a run of the same network logged of its gradients."""
+    from legw_hpc import noise, records, runlog
+
+    if not (run / runlog.LOG).is_file():
+        raise InputError(f"--noise {run}: no run there, {run / runlog.LOG} is missing")
+    record = records.read(run / runlog.LOG)
+    if record is None:
+        raise InputError(f"--noise {run}: {runlog.LOG} there is not the log of a run")
+    for recipe in recipes:
+        if _trained(record.recipe) != _trained(recipe):
+            raise InputError(f"--noise {run}: a run of {record.recipe.name}, which trains another network than {recipe.name}")
+    try:
+        found = noise.from_log(record.lines)
+    except InputError as error:
+        raise InputError(f"--noise {run}: {error}") from None
+    if found is None:
+        raise InputError(f"--noise {run}: no noise scale in its log: train with noise_scale=true, on 2 ranks or more")
+    return found
+
+
+def _trained(recipe: Recipe) -> object:
+    from legw_hpc.plan.gradient import network
+
+    try:
+        return network(recipe)
+    except InputError:  # an application of another package
+        return recipe.application, recipe.options, recipe.data.window
+
+
+def _print(options: argparse.Namespace, values: dict[str, Any], lines: list[str], recipe: Recipe, found: Noise | None) -> None:
     """With what the noise scale says, if a run is named."""
-    if options.noise is not None:
-        from legw_hpc import noise, runlog
+    if found is not None:
+        from legw_hpc import noise
         from legw_hpc.plan.text import noise_lines
 
-        if not (options.noise / runlog.LOG).is_file():
-            raise InputError(f"--noise {options.noise}: no run there, {options.noise / runlog.LOG} is missing")
-        try:
-            found = noise.from_log(runlog.read(options.noise))
-        except InputError as error:
-            raise InputError(f"--noise {options.noise}: {error}") from None
-        if found is None:
-            raise InputError(
-                f"--noise {options.noise}: no noise scale in its log: train with noise_scale=true, on 2 ranks or more"
-            )
         values, lines = values | noise.as_line(found), [*lines, *noise_lines(recipe, found, str(options.noise))]
     print(json.dumps(values) if options.json else "\n".join(lines))
 
@@ -107,6 +136,6 @@ def _counts(given: str | None) -> list[int]:
     if given is None:
         return []
     words = given.split(",")
-    if not all(word.strip().isdecimal() for word in words):
+    if not all(word.strip().isdecimal() and len(word) < 10 for word in words):
         raise InputError(f"--nodes {given}: expected whole numbers with commas, such as 64,128,256")
     return [int(word) for word in words]

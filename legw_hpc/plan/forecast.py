@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from legw_hpc.derived import Derived
@@ -129,10 +129,10 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
         row = Row(count, ranks, recipe.batch / ranks, (refused,) if refused else ())
         if not refused:
             splits = tuple(step(works[case][0][1], count, machine.ranks, speeds[case]) for case in CASES)
-            start = [getattr(performance.start_s, case) for case in CASES]
+            start = [getattr(performance.start_s, case) + count * getattr(performance.start_s_per_node, case) for case in CASES]
             training = [sum(n * step(work, count, machine.ranks, speeds[case]).step for n, work in works[case]) for case in CASES]
             hours = Range.of([(s + t) / 3600 for s, t in zip(start, training, strict=True)])
-            row = dataclasses.replace(
+            row = replace(
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
                 hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),
                 jobs=math.ceil(3600 * hours.worst / seconds(machine.walltime, "walltime")),
@@ -142,7 +142,10 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
     base = next((row for row in rows if row.runs), None)
     if base is None:
         return Forecast(derived, machine, 0, tuple(rows))
-    judged = (_judged(row, base, recipe, machine, speeds["likely"].half_batch) for row in rows)
+    judged = [_judged(row, base, recipe, machine, speeds["likely"].half_batch) for row in rows]
+    if any(key.startswith("network.") for key in performance.assumed(recipe)):
+        why = "the network's numbers are assumed: calibrate on two nodes or more"
+        judged = [replace(row, against=(*row.against, why)) if row.runs and row.nodes > 1 else row for row in judged]
     return Forecast(derived, machine, base.nodes, tuple(judged))
 
 
@@ -190,7 +193,7 @@ def _judged(row: Row, base: Row, recipe: Recipe, machine: Machine, half_batch: f
         against.append(f"the rate is that of {machine.threads} threads a rank, not of threads={recipe.threads}")
     if row.jobs > MOST_JOBS:
         against.append(f"{row.hours.likely:,.0f} hours are up to {row.jobs} jobs of {machine.walltime}")
-    return dataclasses.replace(row, efficiency=efficiency, against=tuple(against))
+    return replace(row, efficiency=efficiency, against=tuple(against))
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import APPLICATIONS, Recipe
 
@@ -11,6 +13,15 @@ _BUFFERS = {
     "sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "adadelta": 2, "lars": 1, "rmsprop-warmup": 2,
 }  # fmt: skip
 MOST = 1_000_000_000  # words, classes or units of a network (assumed)
+_IMAGES = ("classes", "label_smoothing", "batch_norm", "batch_norm_momentum")
+# What an application takes; a test holds it to what the applications do.
+OPTIONS = {
+    "mnist-lstm": ("init",),
+    "ptb-lstm": ("vocabulary", "hidden", "layers", "init", "dropout"),
+    "resnet20": _IMAGES,
+    "resnet50": (*_IMAGES, "size", "resize", "crops"),
+}
+_SIZE = 224  # of resnet50's images: their work goes with its square
 _NORMS = {"lars": 2}  # of weights and of gradients, before the step
 
 
@@ -18,6 +29,9 @@ def parameters(recipe: Recipe) -> int:
     """Trainable ones of the recipe's network; tests hold them equal to the models'."""
     if recipe.application not in APPLICATIONS:
         raise InputError(f"recipe {recipe.name}: how much {recipe.application} exchanges is not known without its package")
+    if unknown := [key for key in recipe.options if key not in OPTIONS[recipe.application]]:
+        takes = ", ".join(OPTIONS[recipe.application])
+        raise InputError(f"application {recipe.application} has no option {unknown[0]!r}: it takes {takes}")
     if recipe.application == "ptb-lstm":
         words, hidden, layers = (_count(recipe, k, v) for k, v in (("vocabulary", 10000), ("hidden", 200), ("layers", 2)))
         return words * hidden + layers * (8 * hidden**2 + 4 * hidden) + (hidden + 1) * words
@@ -34,6 +48,11 @@ def _count(recipe: Recipe, key: str, usual: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
         raise InputError(f"recipe {recipe.name}: options.{key} must be a whole number from 1 to {MOST:,}, not {value!r}")
     return value
+
+
+def network(recipe: Recipe) -> tuple[Any, ...]:
+    """What a sample's time depends on: two recipes of which it is the same have one rate."""
+    return recipe.application, parameters(recipe), recipe.data.window, recipe.options.get("size", _SIZE)
 
 
 def gradient_bytes(recipe: Recipe) -> float:

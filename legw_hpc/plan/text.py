@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from legw_hpc.noise import Noise, fewest_samples, fewest_steps
 from legw_hpc.plan.forecast import Forecast, Range, Row
@@ -16,14 +16,16 @@ STEP = ("nodes", "a rank", "s a step", *PARTS)
 COST = ("nodes", "samples/s", "efficiency", "hours", "node-hours", "units")
 
 
-def lines(forecast: Forecast, numbers: str) -> list[str]:
+def lines(forecast: Forecast, numbers: str, notes: Sequence[str] = ()) -> list[str]:
     """Machine, table, reasons and advice.
 
     Args:
         numbers: where the machine's come from.
+        notes: more about them.
     """
     machine, recipe = forecast.machine, forecast.derived.recipe
     made = [f"machine  {machine.name}: {machine.ranks} ranks a node, {recipe.threads or machine.threads} threads each; {numbers}"]
+    made += notes
     shown = [row for row in forecast.rows if row.runs]
     if shown:
         unit = "rows" if recipe.data.window else "samples"
@@ -42,18 +44,36 @@ def lines(forecast: Forecast, numbers: str) -> list[str]:
     return [*made, *_advice(forecast)]
 
 
-def compared(forecasts: Mapping[str, Forecast]) -> list[str]:
+def assumed(keys: Sequence[str]) -> list[str]:
+    """A line of what has no better source, the fields of a table together."""
+    by: dict[str, list[str]] = {}
+    for key in keys:
+        table, dot, field = key.rpartition(".")
+        by.setdefault(table if dot else key, []).extend([field] if dot else [])
+    told = [f"{table} ({', '.join(fields)})" if fields else table for table, fields in by.items()]
+    return [f"assumed  {', '.join(told)}"] if told else []
+
+
+def compared(forecasts: Mapping[str, Forecast], noise: Noise | None = None) -> list[str]:
     """Several batches, or other cells of a grid, beside one another.
 
     Args:
         forecasts: by the words that tell them apart.
+        noise: of a run; by it, what each batch takes to the loss that the smallest one here reaches in its epochs.
     """
+    more = _more_samples(forecasts, noise.scale if noise else None)
     rows = {label: {row.nodes: row for row in made.rows} for label, made in forecasts.items()}
     nodes = sorted({row.nodes for by in rows.values() for row in by.values() if row.runs})
     if not nodes:
         return ["sensible: none of these"]
+    rows = {label: {count: _longer(row, more[label]) for count, row in by.items()} for label, by in rows.items()}
     table = ([f"{count:,}", *(_short(by.get(count)) for by in rows.values())] for count in nodes)
     made = ["hours / node-hours, likely; *: something speaks against it, above; -: it cannot run"]
+    if any(factor > 1 for factor in more.values()):
+        told = ", ".join(f"{label} {factor:.3g}" for label, factor in more.items())
+        made.append(f"to one loss, by the noise scale, as many epochs as it has, times: {told}; hours are with that")
+    elif len({made.derived.recipe.batch for made in forecasts.values()}) > 1:
+        made.append("each for the epochs it has; to the same loss a larger batch may take more: --noise RUN")
     made += [line.rstrip() for line in _table(["nodes", *(f"{label} " for label in rows)], table)]
     sensible = [(label, row) for label, by in rows.items() for row in by.values() if row.runs and not row.against]
     if not sensible:
@@ -61,6 +81,19 @@ def compared(forecasts: Mapping[str, Forecast]) -> list[str]:
     for word, (label, row) in _ends(sensible).items():
         made.append(f"{word}: {label} on {_nodes(row.nodes)}, {_hours(row)}")
     return made
+
+
+def _more_samples(forecasts: Mapping[str, Forecast], scale: float | None) -> dict[str, float]:
+    """Samples to the same loss, beside the smallest batch here; all 1 where nothing is known."""
+    batches = {label: made.derived.recipe.batch for label, made in forecasts.items()}
+    if scale is None or scale <= 0:
+        return dict.fromkeys(batches, 1.0)
+    least = fewest_samples(min(batches.values()), scale)
+    return {label: fewest_samples(batch, scale) / least for label, batch in batches.items()}
+
+
+def _longer(row: Row, factor: float) -> Row:
+    return replace(row, hours=row.hours.times(factor), node_hours=row.node_hours.times(factor)) if row.runs else row
 
 
 def noise_lines(recipe: Recipe, found: Noise, run: str) -> list[str]:
@@ -110,7 +143,8 @@ def _advice(forecast: Forecast) -> list[str]:
     sensible = [("", row) for row in forecast.rows if row.runs and not row.against]
     if not sensible:
         return ["sensible: none of these"]
-    made = [f"sensible: {', '.join(f'{row.nodes:,}' for _, row in sensible)} nodes"]
+    counts = ", ".join(f"{row.nodes:,}" for _, row in sensible)
+    made = [f"sensible: {counts} {'node' if counts == '1' else 'nodes'}"]
     for word, (_, row) in _ends(sensible).items():
         chain = f", --chain {row.jobs} of {forecast.machine.walltime}" if row.jobs > 1 else ""
         made.append(f"{word}: {_nodes(row.nodes)}, {_hours(row)}{chain}")

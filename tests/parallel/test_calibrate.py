@@ -109,6 +109,7 @@ def test_one_rank_is_refused(shards: Path) -> None:
 REFUSED = {
     "an unknown recipe": (["mnst-lstm"], 1, "unknown recipe 'mnst-lstm': did you mean"),
     "the package's numbers": (["mnist-lstm", "--machine", "skylake"], 1, "--machine skylake: its numbers are the package's"),
+    "another network": (["ptb-lstm", "options.hidden=64"], 1, "another network than ptb-lstm's; give it a recipe file"),
     "threads": (["mnist-lstm", "--threads", "-3"], 2, "expected a whole number of at least 1, not '-3'"),
 }
 
