@@ -63,7 +63,7 @@ def test_plan_changes_a_machine(cli: Cli) -> None:
         (["--machine", "skylak"], "unknown machine 'skylak': did you mean skylake?"),
         (["--machine", "skylake", "--nodes", "4,x"], "--nodes 4,x: expected whole numbers with commas"),
         (["--machine", "skylake", "--nodes", "9" * 5000], "expected whole numbers with commas"),
-        (["--machine", "skylake", "options.size=64"], "imagenet-resnet50 in fp32 with options.label_smoothing=0.1, options.size=64"),
+        (["--machine", "skylake", "options.size=64"], "in fp32 with options.label_smoothing=0.1, options.size=64"),
         (["--machine", "skylake", "options.sise=64"], "application resnet50 has no option 'sise': it takes classes, "),
         (["--machine", "skylake", "--nodes", "900"], "--nodes 900: machine skylake gives a job 1 to 868 nodes"),
         (["--machine", "skylake", "--nodes", "0"], "--nodes 0: machine skylake gives a job 1 to 868 nodes"),
