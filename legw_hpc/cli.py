@@ -157,18 +157,20 @@ def _local_arguments(command: argparse.ArgumentParser) -> None:
 
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="name of a packaged recipe, or path of a .toml file")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="such as batch=8192, scheme=linear, baseline.lr=0.1")
+    command.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="such as batch=8192, scheme=linear, baseline.lr=0.1"
+    )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of a command line; key=value may stand before and after options, which argparse alone does not take."""
+    """The options of a command line; key=value, and figures' names, may stand before and after options, unlike in argparse."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    takes = hasattr(options, "overrides")
-    if strange := [word for word in rest if word.startswith("-") or not takes]:
+    takes = next((name for name in ("overrides", "names") if hasattr(options, name)), None)
+    if strange := [word for word in rest if word.startswith("-") or takes is None]:
         top.error(f"unrecognized arguments: {' '.join(strange)}")
-    if takes:
-        options.overrides += rest
+    if takes is not None:
+        setattr(options, takes, [*getattr(options, takes), *rest])
     return options
 
 
@@ -244,6 +246,8 @@ def _sweep(options: argparse.Namespace) -> None:
     from legw_hpc import sweep
 
     if options.machine is None:
+        if given := [name for name in ("dry_run", "nodes", "time") if getattr(options, name)]:
+            raise errors.InputError(f"--{given[0].replace('_', '-')}: on which machine?  --machine NAME")
         run = not options.draw
         sweep.sweep(options.recipe, options.overrides, options.to, ranks=options.ranks, jobs=options.jobs, run=run)
         return
@@ -251,6 +255,8 @@ def _sweep(options: argparse.Namespace) -> None:
         raise errors.InputError(
             f"--draw with --machine {options.machine}: --draw alone writes table and plot of what is finished"
         )
+    if given := [name for name in ("ranks", "jobs") if getattr(options, name) != 1]:
+        raise errors.InputError(f"--{given[0]} is of runs here; machine {options.machine} has its own: --set ranks=...")
     if options.nodes is None:
         raise errors.InputError(f"--machine {options.machine}: how many nodes does each task take? --nodes N")
     words = ["submit", options.recipe, *options.overrides, "--array", f"--to={options.to}"]

@@ -13,7 +13,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.legw import scale
 from legw_hpc.peak import peak
-from legw_hpc.recipe import load
+from legw_hpc.recipe import Recipe, load
 from legw_hpc.records import Record, read
 
 PLOT = "curvature.png"
@@ -35,8 +35,9 @@ def curvature(name: str, overrides: Sequence[str], every: int, *, ranks: int = 1
     Raises:
         InputError: what cannot be trained; no measurement in the folder.
     """
-    if every < 1:
-        raise InputError(f"--every {every}: at least 1 step")
+    for option, number in (("every", every), ("ranks", ranks)):
+        if number < 1:
+            raise InputError(f"--{option} {number}: at least 1")
     words = [f"out={OUT}", *overrides, f"curvature_every={every}"]
     recipe = load(name, words)
     derive(recipe)
@@ -57,11 +58,19 @@ def curvature(name: str, overrides: Sequence[str], every: int, *, ranks: int = 1
         record = read(log) if log.is_file() else None
         if record is None or not record.curvature()[0]:
             raise InputError(f"{folder}: no run here that measured L(x, g)")
+        if other := differing(record.recipe, recipe):
+            raise InputError(f"{folder}: the run there has other values of {', '.join(other)}")
         from legw_hpc.figures import curvature as drawing  # matplotlib
 
         with written_whole(folder / PLOT) as path:
             drawing.draw_run(drawing.curve(record), path, f"{recipe.name}, batch {recipe.batch:,}, {recipe.scheme}")
         print("\n".join([*lines(record), f"plot     {folder / PLOT}"]))
+
+
+def differing(trained: Recipe, asked: Recipe) -> list[str]:
+    """The keys in which a run is not the one asked for; how often L was measured is no matter."""
+    was, wanted = trained.spelled(), asked.spelled()
+    return [key for key in sorted(was.keys() | wanted.keys()) if key != "curvature_every" and was.get(key) != wanted.get(key)]
 
 
 def lines(record: Record) -> list[str]:
@@ -75,7 +84,7 @@ def lines(record: Record) -> list[str]:
     found = peak(steps, values)
     about = [f"L(x, g)  measured at {len(steps):,} of {steps[-1]:,} steps, {steps[-1] / per_epoch:.3g} epochs"]
     if found is None:
-        return [*about, "peak     none within them: L rises to their end, or falls from their beginning"]
+        return [*about, "peak     none within them: L rises to their end, falls from their beginning, or has hardly risen"]
     rate = derived.lr(found.step - 1)
     about.append(
         f"peak     {found.value:.3g} at step {found.step:,}, epoch {found.step / per_epoch:.3g} (running median); "
@@ -83,7 +92,7 @@ def lines(record: Record) -> list[str]:
         f"{derived.lr_sum(found.step):.3g}"
     )
     if found.until is None:
-        about.append(f"warmup   no end of the peak within them; LEGW's is {legw:.3g} epochs")
+        about.append(f"warmup   no end of the peak within them, L may rise again: measure longer; LEGW's is {legw:.3g} epochs")
     else:
         covers = f"{found.until / per_epoch:.3g} epochs ({found.until:,} steps) cover it: L is down to half there"
         about.append(f"warmup   {covers}; LEGW's is {legw:.3g} epochs")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 # Assumed: 9 steps at step 20, and narrow beside the peaks seen (mnist-lstm: from half to half a factor of 3).
 HALF = 0.2
+# That a peak is above the beginning (assumed: those seen are 15 times it and more, what goes before them mostly within 3).
+RISE = 4.0
 # The smoothed curve is wanted at steps so far apart, not at each.
 APART = 1.02
 
@@ -51,14 +53,18 @@ def smoothed(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, f
 
 
 def peak(steps: Sequence[int], values: Sequence[float]) -> Peak | None:
-    """The peak of the smoothed curve; None if it only rises or falls: then there is none within what was measured."""
+    """The peak of the smoothed curve; None if it rises or falls to the end, or hardly rises: none is within what was measured."""
     curve = smoothed(steps, values)
     if not curve:
         return None
     step, value = max(curve, key=lambda place: place[1])
-    if step in (curve[0][0], curve[-1][0]):
+    if step in (curve[0][0], curve[-1][0]) or value < RISE * curve[0][1]:
         return None
     return Peak(step, value, next((later for later, low in curve if later > step and low <= value / 2), None))
+
+
+# 97.5 % quantiles of Student's t by degrees of freedom; of more, 1.96 + 2.9 / n is within 1 %.
+T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,14 @@ class Power:
     c: float
     points: int
 
+    @property
+    def within(self) -> float:
+        """Half of the 95 % confidence interval of p: Student's t with points - 2 degrees of freedom."""
+        free = self.points - 2
+        return self.error * T95.get(free, 1.96 + 2.9 / free)
+
     def __str__(self) -> str:
-        return f"{self.p:.2f} ± {self.error:.2f}"
+        return f"{self.p:.2f} (95 %: {self.p - self.within:.2f} to {self.p + self.within:.2f})"
 
 
 def power(xs: Sequence[float], ys: Sequence[float]) -> Power | None:

@@ -54,6 +54,10 @@ class Record:
         """Has it got to step `last`, or diverged on the way."""
         return self.end is not None and (self.end["status"] == "diverged" or self.steps >= last)
 
+    def came_to(self, last: int) -> bool:
+        """Is it the result of `last` steps, or diverged on the way; a longer run is another."""
+        return self.end is not None and (self.end["status"] == "diverged" or self.steps == last)
+
     def row(self, derived: Derived) -> dict[str, Any]:
         """One result: what was trained, how it ended, and where, when and by what code.
 
@@ -96,7 +100,7 @@ class Records:
     def seeds(self, derived: Derived) -> dict[int, Record]:
         """The finished runs that differ from this one in their seed at most, by seed."""
         alike = self._alike.get(but_seed(derived.recipe), [])
-        return {record.recipe.seed: record for record in reversed(alike) if record.finished(derived.last)}
+        return {record.recipe.seed: record for record in reversed(alike) if record.came_to(derived.last)}
 
     def of(self, derived: Derived) -> Record | None:
         """This run, if it is finished."""

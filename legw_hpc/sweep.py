@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence, Set
@@ -79,6 +78,11 @@ def train_missing(
     left = missing(grid, to, *others)
     number = len(grid) - len(left)
 
+    for cell in left:
+        there = read(to / cell.name / LOG) if (to / cell.name / LOG).is_file() else None
+        if there is not None and there.steps > cell.derived.last:
+            raise InputError(f"{to / cell.name}: the run there is of {there.steps} steps, not {cell.derived.last}: another --to")
+
     def told(cell: Cell) -> None:
         nonlocal number
         number += 1
@@ -97,10 +101,14 @@ def tell_other_data(found: Sequence[Place]) -> None:
 
     other: dict[Path, list[Path]] = {}
     for folder in {place.derived.recipe.data.folder() for place in found}:
-        with contextlib.suppress(InputError):  # data that cannot be read are for a run to complain of
+        records = [record for place in found if place.derived.recipe.data.folder() == folder for record in place.records]
+        try:
             here = digest(read_index(folder))
-            records = [record for place in found if place.derived.recipe.data.folder() == folder for record in place.records]
-            other[folder] = [record.path for record in records if record.lines[0].get("data", here) != here]
+        except InputError as error:  # it is for a run to complain of
+            if records:
+                print(f"note: whether {len(records)} that count are of these data is not known: {error}", file=sys.stderr)
+            continue
+        other[folder] = [record.path for record in records if record.lines[0].get("data", here) != here]
     for folder, paths in other.items():
         if paths:
             what = f"{len(paths)} that count are of other data, or of other shards, than {folder}"

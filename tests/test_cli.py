@@ -14,6 +14,7 @@ TAKEN = [
     ("plan mnist-lstm batch=64 --json lr=1", ["batch=64", "lr=1"]),
     ("plan --json mnist-lstm batch=64", ["batch=64"]),
     ("sweep mnist-lstm --ranks 2 batch=32,64 --to grid lr=1", ["batch=32,64", "lr=1"]),
+    ("sweep mnist-lstm --ranks 2", []),
     ("submit --machine knl mnist-lstm --nodes 2 --set slurm.mpi=pmi2 batch=64", ["batch=64"]),
     ("submit mnist-lstm batch=64 --machine knl --nodes 2 --dry-run lr=1", ["batch=64", "lr=1"]),
 ]
@@ -23,6 +24,11 @@ TAKEN = [
 def test_overrides_stand_before_and_after_options(line: str, overrides: list[str]) -> None:
     options = parse(line.split())
     assert (options.recipe, options.overrides) == ("mnist-lstm", overrides)
+
+
+def test_figures_stand_before_and_after_options() -> None:
+    assert parse(["figures", "figure1", "--jobs", "2", "mnist"]).names == ["figure1", "mnist"]
+    assert parse(["figures"]).names == []
 
 
 @pytest.mark.parametrize("line", ["plan mnist-lstm --jsn batch=64", "status --json runs/x", "doctor batch=64"])

@@ -40,10 +40,10 @@ def test_every_figure_is_there_and_can_be_trained() -> None:
 
 
 def test_figures_share_their_runs() -> None:
-    names = {figure: {cell.name for cell in grid(figure, "mnist")} for figure in ("figure1", "figure4", "figure5", "figure6")}
+    names = {figure: {cell.name for cell in grid(figure, "mnist")} for figure in FIGURES if "mnist" in FIGURES[figure].studies}
     assert len(names["figure1"] & names["figure5"]) == 7  # LEGW
     assert len(names["figure4"] & names["figure5"]) == 7  # Adam
-    assert len(names["figure1"] & names["figure6"]) == 1  # LEGW at 8,192
+    assert len(names["others"] & names["figure6"]) == 1  # LEGW at 8,192, in fp32
     every = command._cells(list(FIGURES), ["mnist"], 1)
     assert len(every) == len({cell.name for cell in every}) == 14 + 21 + 35 + 0 + 8 + 9 + 8  # the last in fp32
 
@@ -79,7 +79,14 @@ def test_what_is_chosen(words: list[str], quick: bool, expected: tuple[int, list
 
 
 @pytest.mark.parametrize(
-    ("words", "quick", "said"), [(["figur1"], False, "figure1"), (["mnist"], True, "--quick"), (["x"], False, "ptb")]
+    ("words", "quick", "said"),
+    [
+        (["figur1"], False, "figure1"),
+        (["mnist"], True, "--quick"),
+        (["x"], False, "ptb"),
+        (["figure4", "ptb"], False, "figure4 is not of ptb: it has mnist"),
+        (["others"], True, "others has nothing to try on the packaged sample"),
+    ],
 )
 def test_what_is_not(words: list[str], quick: bool, said: str) -> None:
     with pytest.raises(InputError, match=said):
@@ -91,7 +98,7 @@ def run(cell: Cell, path: Path, accuracy: float) -> None:
     recipe = cell.derived.recipe.as_dict() | {"out": "/secret/place"}
     told = {"commit": "abc", "ranks": 2, "command": "legw-hpc train mnist-lstm out=/secret/place batch=8"}
     start = {"event": "start", "time": 1e9, "recipe": recipe} | told
-    measured = [{"event": "curvature", "step": i, "L": 10.0 - abs(i - 20) / 4} for i in range(1, 41)]
+    measured = [{"event": "curvature", "step": i, "L": 10.0 - abs(i - 20) / 2.1} for i in range(1, 41)]
     end = {
         "event": "end",
         "status": "done",
@@ -127,7 +134,7 @@ def test_a_page_of_curvature_has_peaks_and_the_slope(tmp_path: Path) -> None:
     text = pages.page("figure3", Records(tmp_path), tmp_path)
     # At one step whatever the batch: in epochs in proportion to it, as the paper claims.
     assert re.search(r"\| sqrt \| 128 \| 1 \| 9\.\d+ \| (18|19|20|21|22) \| 0\.0[34]\d+ \|", text)
-    assert "sqrt: the epoch of the peak goes as batch to the power 1.00 ± 0.00 (standard error; 4 peaks)." in text
+    assert "sqrt: the epoch of the peak goes as batch to the power 1.00 (95 %: 1.00 to 1.00), of 4 peaks." in text
     assert "legw: not run." in text
     assert (tmp_path / "figure3-mnist.png").exists()
 
@@ -210,7 +217,11 @@ def test_curvature_as_a_command(cli: Cli, arguments: list[str], tmp_path: Path) 
     again = cli("curvature", *arguments, "epochs=6", "--every", "2", "--draw")
     assert again.stdout == "".join(line + "\n" for line in done.stdout.splitlines()[-len(again.stdout.splitlines()) :])
     assert "no run here" in cli("curvature", *arguments, "out=nowhere", "--draw").stderr
-    assert "--every 0" in cli("curvature", *arguments, "--every", "0").stderr
+    for option in ("--every", "--ranks"):
+        assert f"{option} 0: at least 1" in cli("curvature", *arguments, option, "0").stderr
+    other = cli("curvature", *arguments, "epochs=6", "baseline.lr=0.4", "--draw")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert other.stderr.rstrip().endswith("the run there has other values of baseline.lr")
 
 
 def test_legw_beside_its_baseline_at_an_equal_sum_of_rates(tmp_path: Path) -> None:

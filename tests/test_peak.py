@@ -46,7 +46,10 @@ def test_where_it_is_down_to_half(every: int) -> None:
 
 
 # values -> there is no peak within them
-NONE = {"nothing": [], "one": [3.0], "rising": list(range(1, 60)), "falling": list(range(60, 1, -1)), "flat": [2.0] * 50}
+NONE = {
+    "nothing": [], "one": [3.0], "rising": list(range(1, 60)), "falling": list(range(60, 1, -1)), "flat": [2.0] * 50,
+    "a wiggle before it rises": [0.2, 0.3, 0.45, 0.3, 0.2, 0.2, 0.25, 0.3, 0.25, 0.3, 0.3, 0.25],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NONE)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 from legw_hpc.figures import quality
 from legw_hpc.places import Spread
@@ -23,6 +25,24 @@ NEAR: dict[str, tuple[list[float], tuple[float, float]]] = {
 def test_near(name: str) -> None:
     means, expected = NEAR[name]
     assert quality._near(means) == expected
+
+
+def test_every_line_can_be_told_and_the_legend_hides_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine lines with long names, two of them far off at one place."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(quality.plt, "close", drawn.append)
+    values = [98.9, 98.8, 98.7, 98.6, 98.5, 98.4, 98.3, 10.0, 11.0]
+    lines = [quality.Line(f"{'a long name ' * 6}{i}", [(8192.0, Spread((value,)))]) for i, value in enumerate(values)]
+    quality.draw(lines, "batch", "accuracy", tmp_path / "x.png", "t")
+    (figure,) = drawn
+    axes, (legend,) = figure.axes[0], figure.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert figure.bbox.containsx(legend.get_window_extent().x0)
+    looks = {(box[0].get_color(), box[0].get_marker(), box[0].get_linestyle()) for box in axes.containers}
+    assert len(looks) == len(lines)
+    first, second = (text for text in axes.texts if text.get_text() in ("10", "11"))
+    assert first.xyann != second.xyann
+    plt.close(figure)
 
 
 def test_a_drawing_with_every_kind_of_place(tmp_path: Path) -> None:

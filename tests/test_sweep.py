@@ -207,6 +207,24 @@ def test_a_result_of_other_data_is_told(cli: Cli, grid: list[str], tmp_path: Pat
     assert re.search(r"^note: 1 that count are of other data, or of other shards, than .*log\.jsonl \.\.\.$", done.stderr, re.M)
 
 
+def test_a_longer_run_is_not_the_one_asked_for(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    words = [*grid, "batch=96", "--to", "s"]
+    assert cli(*words, "max_steps=3").returncode == 0
+    assert cli(*words, "max_steps=2", "--draw").stdout == "0 of 1 cells are finished\n"
+    done = cli(*words, "max_steps=2")
+    assert (done.returncode, "the run there is of 3 steps, not 2: another --to" in done.stderr) == (2, True)
+    unknown = cli(*words, "max_steps=3", "data.dir=nowhere", "--draw")
+    assert "note: whether 1 that count are of these data is not known: " in unknown.stderr
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--nodes=4", "--time=01:00:00"])
+def test_what_is_of_a_machine_trains_nothing_here(option: str, cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    done = cli(*grid, "batch=96", "--to", "s", option)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{option.partition('=')[0]}: on which machine?" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_drawing_runs_nothing(cli: Cli, grid: list[str], tmp_path: Path) -> None:
     done = cli(*grid, "batch=32,96", "--to", "s", "--draw")
     assert (done.returncode, done.stdout) == (0, "0 of 2 cells are finished\n")
@@ -218,6 +236,7 @@ def test_a_machine_gets_what_is_missing(cli: Cli, tmp_path: Path) -> None:
     words = ["sweep", "mnist-lstm", "batch=1024,2048", "seeds=2", "--to", "s", "--machine", "skylake"]
     assert "--nodes" in cli(*words).stderr
     assert "--draw alone" in cli(*words, "--nodes", "4", "--draw").stderr
+    assert "--jobs is of runs here" in cli(*words, "--nodes", "4", "--jobs", "2").stderr
     done = cli(*words, "--nodes", "4", "--dry-run")
     assert done.returncode == 0, done.stderr
     tasks = [line for line in done.stdout.splitlines() if "set -- mnist-lstm" in line]

@@ -34,7 +34,7 @@ KEEP_EXAMPLES = "  legw-hpc keep runs/first\n  legw-hpc keep runs/sweep/* --to r
 def arguments(figures: argparse.ArgumentParser) -> None:
     """The options besides ranks and jobs."""
     figures.add_argument(
-        "names", nargs="*", metavar="NAME",
+        "names", nargs="*", default=[], metavar="NAME",
         help="figure1 ... figure7, table1, others, or an application: mnist, ptb, ptb-paper, cifar, cifar-hoffer (default: all)",
     )  # fmt: skip
     figures.add_argument("--seeds", type=int, default=1, help="seeds of each run (default: 1); drawn is what there is")
@@ -117,6 +117,14 @@ def _chosen(words: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
     figures, applications = [w for w in FIGURES if w in words], [w for w in known if w in words]
     if quick and applications:
         raise InputError(f"--quick trains the packaged sample, not {applications[0]}")
+    for figure in figures:
+        has = FIGURES[figure].studies
+        if quick and has and QUICK not in has:
+            raise InputError(f"{figure} has nothing to try on the packaged sample")
+        if applications and not has.keys() & set(applications):
+            raise InputError(
+                f"{figure} is not of {' or '.join(applications)}: it has {', '.join(has.keys() - {QUICK}) or 'none'}"
+            )
     return figures or list(FIGURES), [QUICK] if quick else applications or list(known)
 
 

@@ -26,6 +26,8 @@ UNTRAINED = ("figure2", "table1")  # that have something to show before anything
 EPOCHS = (15.0, 45.0, 70.0, 85.0)  # at which Figure 2's rates are told
 DECAYS = {"multi-step": "x 0.1 at epochs 30, 60, 80", "poly": "poly, power 2"}
 
+GUESS = 15.0  # accuracy below which a network with ten classes, such as MNIST's, has hardly learnt (assumed)
+
 Found = Mapping[str, Sequence[Place]]  # the places of each series, with the runs that are finished
 
 
@@ -107,7 +109,9 @@ def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
         for x in sorted({x for line in points.values() for x in line})
     ])  # fmt: skip
     told = f"; {study.paper[0]}: {study.paper[1]:g}" if study.paper else ""
-    text = [f"{metric.capitalize()}, mean ± sample standard deviation (n seeds){told}.", "", *text]
+    missed = any(spread.values and spread.mean < GUESS for line in points.values() for spread in line.values())
+    guess = " What is near 10 is a guess's: those runs have not learnt." if metric == "accuracy" and missed else ""
+    text = [f"{metric.capitalize()}, mean ± sample standard deviation (n seeds){told}.{guess}", "", *text]
     if study.distance and (rows := distance.rows(found["LEGW"], metric)):
         text += ["", "LEGW beside its baseline, seen when the rates of its steps had added up to as much"]
         if found["LEGW"][0].derived.recipe.decay != "constant":
@@ -145,12 +149,23 @@ def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
                 told = [f"{peak.value:.3g}", f"{peak.step:,}", f"{peak.step * curve.epoch:.3g}", f"{curve.lr_sum:.3g}", half]
             rows.append([label, f"{curve.batch:,}", f"{curve.seed}", *told, f"{curve.warmup_epochs:g}"])
         if (fit := curvature.shift(line)) is not None:
-            fits.append(f"{label}: the epoch of the peak goes as batch to the power {fit} (standard error; {fit.points} peaks).")
+            fits.append(f"{label}: the epoch of the peak goes as batch to the power {fit}, of {fit.points} peaks.")
+    lengths = {record.steps for records in run.values() for record in records}
+    alike = (
+        [
+            f"Every run was measured for {lengths.pop():,} steps: peaks at random steps would have a power of 1 too, with a wide",
+            "interval. A power of 1 says that the step of the peak is not seen to move with the batch.",
+            "",
+        ]
+        if len(lengths) == 1
+        else []
+    )
     return [
         *markdown(head, rows),
         "",
         *(fits or ["Too few peaks to fit a power."]),
         "",
+        *alike,
         "The paper's claim, a shift to the right about in proportion to the batch, is a power of 1. L is of each step's own",
         "batch, the peak that of a running median (`legw_hpc/peak.py`). The power depends on the rates: if the peak comes when",
         "those of the steps so far add up to a constant (sum of lr), it is 0.75 for legw, whose warmup has as many steps at",
