@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import WHERE, figures, reached, results
+from benchmarks.measure import WHERE, figures, results, verdict
 
 HERE = Path(__file__).parent
 PROGRAMS = (
@@ -115,8 +115,7 @@ def goals(to: Path, name: str) -> list[str]:
     for goal in records(to / f"{name}.jsonl"):
         if "goal" in goal:
             found, sign, wanted = figures(goal)
-            met = "reached" if reached(goal) else "not reached"
-            lines.append(f"{goal['goal']} is {found:.3g}, goal at {sign} {wanted:.3g}: {met}")
+            lines.append(f"{goal['goal']} is {found:.3g}, goal at {sign} {wanted:.3g}: {verdict(goal)}")
     return lines
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -249,12 +250,13 @@ def results(quick: bool) -> Path:
 
 
 def _judged(goal: Goal, seconds: dict[str, list[float]], cases: Sequence[Case]) -> dict[str, Any]:
-    """The median over rounds of the ratio within each round, so that drift cancels."""
+    """The median over rounds of the ratio within each round, so that drift cancels; and all of them, in order."""
     work = {case.name: case.work or 1.0 for case in cases}
     pairs = zip(seconds[goal.case], seconds[goal.beside], strict=True)
     scale = work[goal.case] / work[goal.beside]
-    ratio = statistics.median(scale * theirs / ours for ours, theirs in pairs)
-    return {"goal": f"{goal.case} / {goal.beside}", "ratio": ratio, "at_least": goal.at_least, "note": goal.note}
+    ratios = sorted(scale * theirs / ours for ours, theirs in pairs)
+    name, ratio = f"{goal.case} / {goal.beside}", statistics.median(ratios)
+    return {"goal": name, "ratio": ratio, "rounds": ratios, "at_least": goal.at_least, "note": goal.note}
 
 
 def _write(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[str, Any]], notes: list[str], to: Path) -> None:
@@ -282,6 +284,24 @@ def reached(goal: dict[str, Any]) -> bool:
     return found >= wanted if sign == "least" else found <= wanted
 
 
+def between(goal: dict[str, Any]) -> tuple[float, float] | None:
+    """95 % confidence of a ratio's median, by order statistics of its rounds: of seven or fewer, all; None where none are kept."""
+    rounds = goal.get("rounds", [])
+    if len(rounds) < 2:
+        return None
+    n = len(rounds)
+    off = max(0, math.floor(n / 2 - 1.96 * math.sqrt(n) / 2))  # binomial(n, 1/2), by its normal approximation
+    return rounds[off], rounds[n - 1 - off]
+
+
+def verdict(goal: dict[str, Any]) -> str:
+    """In words: whether the rounds tell it."""
+    found, interval = reached(goal), between(goal)
+    if interval is not None and interval[0] < figures(goal)[2] <= interval[1]:
+        return "not decided"
+    return "reached" if found else "not reached"
+
+
 def table(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[str, Any]], notes: list[str]) -> str:
     """Markdown: the cases, the goals, and where it was measured."""
     lines = [f"# {name}: {about}", "", "| case | median | quartiles | n |", "|---|--:|--:|--:|"]
@@ -293,9 +313,10 @@ def table(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[st
     if goals:
         lines += ["", "| | measured | goal | |", "|---|--:|--:|---|"]
         for goal in goals:
-            said = "; ".join(filter(None, ["reached" if reached(goal) else "not reached", goal["note"]]))
-            found, sign, wanted = figures(goal)
-            lines.append(f"| {goal['goal']} | {found:.3g} | {'≥' if sign == 'least' else '≤'} {wanted:.3g} | {said} |")
+            said = "; ".join(filter(None, [verdict(goal), goal["note"]]))
+            (found, sign, wanted), interval = figures(goal), between(goal)
+            spread = "" if interval is None else " ({:.3g} to {:.3g})".format(*interval)
+            lines.append(f"| {goal['goal']} | {found:.3g}{spread} | {'≥' if sign == 'least' else '≤'} {wanted:.3g} | {said} |")
     where = rows[0]
     peers = "".join(f", {name} {where['versions'][name]}" for name in PEERS if name in where["versions"])
     crowd = ", oversubscribed" if where["oversubscribed"] else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def test_a_goal_is_judged_round_by_round(
 ) -> None:
     cases = [Case("ours", nothing, work[0]), Case("theirs", nothing, work[1])]
     judged = measure._judged(Goal("ours", "theirs", 1.5, "why"), {"ours": ours, "theirs": theirs}, cases)
+    rounds = judged.pop("rounds")
+    assert rounds == sorted(rounds)
+    assert len(rounds) == len(ours)
     assert judged == {"goal": "ours / theirs", "ratio": pytest.approx(wanted), "at_least": 1.5, "note": "why"}
 
 
@@ -99,6 +103,23 @@ def test_a_table_shows_cases_goals_notes_and_where_it_was_measured(ratio_: float
     assert lines[-1].startswith("`python -m benchmarks.step`, then, commit abc; a processor, 2 cores; 2 ranks x 1 threads;")
     assert "oversubscribed" not in lines[-1]
     assert "threads, oversubscribed;" in measure.table("step", "", [ROW | {"oversubscribed": True}], [], [])
+
+
+# rounds -> what is said of a goal of 2
+VERDICTS = {
+    "all above": ([2.1, 2.2, 2.3], "| 2.2 (2.1 to 2.3) | ≥ 2 | reached |"),
+    "all below": ([1.1, 1.2, 1.3], "| 1.2 (1.1 to 1.3) | ≥ 2 | not reached |"),
+    "on both sides": ([1.9, 2.2, 2.3], "| 2.2 (1.9 to 2.3) | ≥ 2 | not decided |"),
+    "many, all but a few above": ([1.0, *[2.0 + i / 100 for i in range(1, 20)]], "| 2.1 (2.05 to 2.14) | ≥ 2 | reached |"),
+    "one": ([2.5], "| 2.5 | ≥ 2 | reached |"),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_rounds_decide_a_goal(name: str) -> None:
+    rounds, said = VERDICTS[name]
+    goal = ratio(statistics.median(rounds)) | {"rounds": rounds, "note": ""}
+    assert said in measure.table("step", "a question", [ROW], [goal], [])
 
 
 def test_the_benchmarks_are_found_and_their_goals_listed(tmp_path: Path) -> None:
