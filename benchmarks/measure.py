@@ -285,7 +285,7 @@ def reached(goal: dict[str, Any]) -> bool:
 
 
 def between(goal: dict[str, Any]) -> tuple[float, float] | None:
-    """95 % confidence of a ratio's median, by order statistics of its rounds: of seven or fewer, all; None where none are kept."""
+    """95 % confidence of a ratio's median, by order statistics of its rounds: all of seven or fewer; None if none are kept."""
     rounds = goal.get("rounds", [])
     if len(rounds) < 2:
         return None

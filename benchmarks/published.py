@@ -55,7 +55,8 @@ class Row:
     Attributes:
         fitted: by the fit of all runs, this one too.
         out: of all but those of this hardware, nodes, ranks and batch; None for a run that sets the rate of its hardware.
-        far: of other hardware, and of this one the smallest run alone, to set its rate; None for that run.
+        far: of other hardware, and of this one the smallest run alone, to set its rate; None for that run
+            and where the smallest is no smaller.
     """
 
     name: str
@@ -82,7 +83,7 @@ def rows(data: Published, model: Model, whole: Fit) -> list[Row]:
         kind = data.kind(run)
         smallest = min((r for r in data.runs.values() if data.kind(r) == kind and r.seconds), key=lambda r: r.nodes)
         apart = [other for other in data.runs.values() if data.kind(other) != kind]
-        far = None if run is smallest else error([*apart, smallest])
+        far = error([*apart, smallest]) if smallest.nodes < run.nodes else None
         found.append(Row(name, error(None), error(others), far))
     return found
 

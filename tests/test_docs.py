@@ -151,7 +151,8 @@ def test_commands_are_understood(page: str, line: str) -> None:
 @pytest.mark.parametrize(("page", "program"), sorted(PROGRAMS))
 def test_programs_are_there(page: str, program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [program, "--help"])
-    monkeypatch.delitem(sys.modules, program, raising=False)  # as a process of its own has it
+    for name in (program, f"{program}.__main__"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # as a process of its own has it
     with pytest.raises(SystemExit) as end:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     assert not end.value.code

@@ -198,8 +198,8 @@ def test_without_nodes_the_powers_of_two_and_the_first_that_cannot() -> None:
 AGAINST = {
     "not divisible": (32768, 100, (), (), "leaves 168 samples over"),
     "less than a micro-batch": (32768, 848, ("micro_batch=16",), (), "leaves"),
-    "small micro-batch": (32768, 64, ("micro_batch=4",), (), "4 samples at once are computed at 47% of the full rate"),
-    "small share": (1024, 64, ("options.batch_norm=sync",), (), "8 samples at once are computed at 64% of the full rate"),
+    "small micro-batch": (32768, 64, ("micro_batch=4",), (), "4 samples at once are computed at 50% of the full rate"),
+    "small share": (1024, 64, ("options.batch_norm=sync",), (), "8 samples at once are computed at 66% of the full rate"),
     "serial": (32768, 256, ("comm=serial",), (), "comm=serial is one rank alone, not 256 nodes x 2 ranks"),
     "nothing": (32768, 256, (), (), None),
     "exchange": (32768, 512, (), ("network.gb_per_s.likely=0.5", "network.gb_per_s.worst=0.5"), "the exchange is "),

@@ -49,10 +49,10 @@ def test_plan_changes_a_machine(cli: Cli) -> None:
     words = ("plan", RESNET, "batch=32768", "--machine", "skylake", "--nodes", "64", "--json")
     before, after = (
         json.loads(cli(*words, *more).stdout)["nodes"][0]
-        for more in ((), ("--set", "charge=2", "--set", "performance.jitter.likely=0.04"))
+        for more in ((), ("--set", "charge=2", "--set", "performance.jitter.likely=0.05"))
     )
     assert after["units"]["best"] == 2 * before["units"]["best"]
-    assert after["step"]["likely"]["jitter"] == pytest.approx(before["step"]["likely"]["jitter"] * 0.04 / 0.063)
+    assert after["step"]["likely"]["jitter"] == pytest.approx(before["step"]["likely"]["jitter"] * 0.05 / 0.0675)
 
 
 @pytest.mark.parametrize(
