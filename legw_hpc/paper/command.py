@@ -122,9 +122,8 @@ def _chosen(words: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
         if quick and has and QUICK not in has:
             raise InputError(f"{figure} has nothing to try on the packaged sample")
         if applications and not has.keys() & set(applications):
-            raise InputError(
-                f"{figure} is not of {' or '.join(applications)}: it has {', '.join(has.keys() - {QUICK}) or 'none'}"
-            )
+            there = ", ".join(application for application in has if application != QUICK)
+            raise InputError(f"{figure} is not of {' or '.join(applications)}: it has {there or 'nothing to train'}")
     return figures or list(FIGURES), [QUICK] if quick else applications or list(known)
 
 
