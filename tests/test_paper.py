@@ -25,7 +25,7 @@ COUNTS = {
     ("figure3", "ptb"): 18, ("figure4", "mnist"): 35, ("figure5", "mnist"): 14, ("figure5", "ptb"): 12,
     ("figure5", "ptb-paper"): 12, ("figure6", "mnist"): 9, ("figure6", "ptb"): 6, ("figure6", "ptb-paper"): 6,
     ("figure7", "mnist"): 9, ("figure7", "ptb"): 6, ("figure7", "ptb-paper"): 6, ("table1", "cifar"): 6, ("others", "mnist"): 8,
-    ("others", "cifar-hoffer"): 2,
+    ("others", "cifar-hoffer"): 2, ("others", "small"): 12, ("others", "small-nesterov"): 8,
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_the_stretched_decay_of_figure_7_is_that_of_13_epochs() -> None:
 
 # words, quick -> figures, applications
 CHOSEN = [
-    ([], False, (9, ["mnist", "ptb", "ptb-paper", "cifar", "cifar-hoffer"])),
+    ([], False, (9, ["mnist", "ptb", "ptb-paper", "cifar", "cifar-hoffer", "small", "small-nesterov"])),
     (["figure1", "mnist"], False, (1, ["mnist"])),
     (["ptb", "figure5", "figure1"], False, (2, ["ptb"])),
     (["figure3"], True, (1, ["sample"])),

@@ -35,7 +35,7 @@ def arguments(figures: argparse.ArgumentParser) -> None:
     """The options besides ranks and jobs."""
     figures.add_argument(
         "names", nargs="*", default=[], metavar="NAME",
-        help="figure1 ... figure7, table1, others, or an application: mnist, ptb, ptb-paper, cifar, cifar-hoffer (default: all)",
+        help="figure1 ... figure7, table1, others, or an application: mnist, ptb, ptb-paper, cifar, small ... (default: all)",
     )  # fmt: skip
     figures.add_argument("--seeds", type=int, default=1, help="seeds of each run (default: 1); drawn is what there is")
     figures.add_argument("--quick", action="store_true", help="the packaged sample in place of the paper's data")

@@ -21,6 +21,8 @@ RECIPES = {
     "ptb-paper": "ptb-lstm-paper",
     "cifar": "cifar10-resnet20",
     "cifar-hoffer": "cifar10-hoffer-2017",
+    "small": "mnist-lstm-sample",
+    "small-nesterov": "mnist-lstm-sample",
     "imagenet": "imagenet-resnet50",
     "sample": "mnist-lstm-sample",
 }
@@ -139,6 +141,39 @@ GHOSTS = {
     "batch norm over all 2,048": f"{SHORT} micro_batch=2048",
 }
 
+# All of them on 5,000 images, 12 epochs, at 16 times the baseline's batch; what is of another length is scaled to that.  LARS has
+# a rate of its own, the best of 0.5, 1, 2, 4 and 8 at batch 32.
+AT_512 = "eval_every=3 batch=512"
+LARS = f"solver=lars decay=poly baseline.lr=2.0 {AT_512}"
+DOUBLES = "eval_every=3 scheme=none growth.epochs=[2,4,6,8]"
+SMALL = {
+    "LEGW": AT_512,
+    "linear, 1 epoch of warmup from the baseline's rate (Goyal 2017)": (
+        f"scheme=linear+from-baseline fixed_warmup_epochs=1 {AT_512}"
+    ),
+    "square root, no warmup (Hoffer 2017)": f"scheme=sqrt {AT_512}",
+    "the same for as many steps as batch 32 takes (Hoffer 2017)": "scheme=sqrt batch=512 epochs=192 eval_every=48",
+    "LEGW with LARS (You 2017)": LARS,
+    "LEGW with LARS as NUS has it": f"{LARS} solvers.lars.variant=nus",
+    "LEGW with LARS, decay from the warmup's end (MLPerf)": f"{LARS} decays.poly.origin=warmup",
+    "LEGW, then up and down (Smith 2015)": f"decay=cyclic {AT_512}",
+    "a batch that grows from 32, one rate (Smith 2018)": DOUBLES,
+    "it grows, and the rate falls to 0.75 each time (AdaBatch, Devarakonda 2017)": (
+        f"{DOUBLES} decay=multi-step decays.multi-step.milestones=[2,4,6,8] decays.multi-step.factor=0.75"
+    ),
+    "RMSprop that turns into SGD, half the linear rate, their decay (Akiba 2017)": (
+        f"{AT_512} scheme=linear+none baseline.lr=0.025 solver=rmsprop-warmup solvers.rmsprop-warmup.center=1.33 "
+        "solvers.rmsprop-warmup.period=0.67 decay=multi-step decays.multi-step.milestones=[5.33,9.33,11.33] "
+        "decays.multi-step.factors=[0.15,0.02,0.002]"
+    ),
+    "Adam": f"{ADAM} {AT_512}",
+}
+# Tuned at the large batch, as Nado et al. 2021 do, if over little; with LEGW's warmup.
+NESTEROV = {
+    f"Nesterov, momentum {momentum}": f"solver=nesterov solvers.nesterov.momentum={momentum} {AT_512} lr=0.1,0.2,0.4,0.8"
+    for momentum in (0.9, 0.95)
+}
+
 FIGURES = {
     "figure1": Figure(
         "Figure 1: final quality against batch size, LEGW beside linear scaling with 5 epochs of warmup",
@@ -199,6 +234,11 @@ FIGURES = {
     ),
     "others": Figure(
         "Others: what other papers do for a large batch, on the LSTM beside LEGW, and on a small CNN",
-        {"mnist": Study(OTHERS, AT_128), "cifar-hoffer": Study(GHOSTS)},
+        {
+            "mnist": Study(OTHERS, AT_128),
+            "cifar-hoffer": Study(GHOSTS),
+            "small": Study(SMALL),
+            "small-nesterov": Study(NESTEROV, along="lr"),
+        },
     ),
 }
