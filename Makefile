@@ -5,7 +5,7 @@
 # make faults   216 faults, each followed by a resume: about 45 minutes, results/faults.md
 # make fuzz     the readers of files under a fuzzer, a million inputs: results/fuzz.md
 # make results  draw every page of results/ again from the logs kept there; nothing is trained
-# make bench    ... and run the quick set of benchmarks, about 5 minutes; make bench-check: is any slower than recorded?
+# make bench    ... and run the quick set of benchmarks, 5 to 10 minutes; make bench-check: is any slower than recorded?
 # GPUs: make HOROVOD_GPU_OPERATIONS=NCCL      another torch: make TORCH=torch==X.Y.Z
 
 PYTHON ?= python3
