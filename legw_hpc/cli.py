@@ -89,9 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _recipe_arguments(sweep)
     _local_arguments(sweep)
-    sweep.add_argument(
-        "--to", type=Path, default=Path("runs/sweep"), help="folder of the runs, table and plot (default: runs/sweep)"
-    )
+    sweep.add_argument("--to", type=Path, help="folder of the runs, table and plot (default: runs/sweep/RECIPE)")
     sweep.add_argument("--draw", action="store_true", help="run nothing: table and plot of what is finished")
     sweep.add_argument("--machine", help="submit what is missing as a job array there; takes --nodes too, and see submit --help")
     sweep.add_argument("--nodes", type=int, help="of each task of the array")
@@ -136,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
 
     status = command(
         "status", "where runs are: state, step, samples/s, time to go, jobs, last error",
-        "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/*/",
+        "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/mnist-lstm/*/",
     )  # fmt: skip
     status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
 
@@ -243,13 +241,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from legw_hpc import sweep
+    from legw_hpc import grid, sweep
 
+    to = options.to or grid.folder(options.recipe)
     if options.machine is None:
         if given := [name for name in ("dry_run", "nodes", "time") if getattr(options, name)]:
             raise errors.InputError(f"--{given[0].replace('_', '-')}: on which machine?  --machine NAME")
         run = not options.draw
-        sweep.sweep(options.recipe, options.overrides, options.to, ranks=options.ranks, jobs=options.jobs, run=run)
+        sweep.sweep(options.recipe, options.overrides, to, ranks=options.ranks, jobs=options.jobs, run=run)
         return
     if options.draw:
         raise errors.InputError(
@@ -259,7 +258,7 @@ def _sweep(options: argparse.Namespace) -> None:
         raise errors.InputError(f"--{given[0]} is of runs here; machine {options.machine} has its own: --set ranks=...")
     if options.nodes is None:
         raise errors.InputError(f"--machine {options.machine}: how many nodes does each task take? --nodes N")
-    words = ["submit", options.recipe, *options.overrides, "--array", f"--to={options.to}"]
+    words = ["submit", options.recipe, *options.overrides, "--array", f"--to={to}"]
     words += [f"--machine={options.machine}", f"--nodes={options.nodes}", f"--time={options.time}"]
     _submit(parse(words + ["--dry-run"] * options.dry_run))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from legw_hpc.derived import Derived, derive
 from legw_hpc.errors import InputError
@@ -31,6 +32,15 @@ class Cell:
     def name(self) -> str:
         """Of its folder: the same whichever grid the run is a cell of, so that none is trained twice."""
         return self.derived.recipe.run_name()
+
+
+def folder(recipe: str) -> Path:
+    """Of the runs of a recipe's grids, where none is named; grids of one recipe share it, so that none trains a run twice.
+
+    Args:
+        recipe: name or path.
+    """
+    return Path("runs", "sweep", Path(recipe).stem)
 
 
 def labels(grid: Sequence[Cell]) -> list[str]:

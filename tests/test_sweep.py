@@ -245,6 +245,14 @@ def test_a_machine_gets_what_is_missing(cli: Cli, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("command", [["sweep"], ["submit", "--array"]], ids=" ".join)
+@pytest.mark.parametrize("recipe", ["mnist-lstm", "ptb-lstm"])
+def test_a_recipe_has_a_folder_of_its_own(command: list[str], recipe: str, cli: Cli) -> None:
+    done = cli(*command, recipe, "batch=256,512", "--machine", "skylake", "--nodes", "2", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"out=runs/sweep/{recipe}/") == 2
+
+
 @pytest.mark.parametrize(
     ("ranks", "jobs", "said"), [(2, 2, "one rank each"), (1, 0, "at least 1"), (1, 10000, "--jobs 10000"), (0, 1, "at least 1")]
 )

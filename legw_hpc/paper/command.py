@@ -28,7 +28,7 @@ EXAMPLES = (
     "A run is known by what its log says of its recipe: it is trained once, whichever figure asks for it, and one that was\n"
     "trained otherwise counts once `legw-hpc keep` has copied its log to TO/logs."
 )
-KEEP_EXAMPLES = "  legw-hpc keep runs/first\n  legw-hpc keep runs/sweep/* --to results"
+KEEP_EXAMPLES = "  legw-hpc keep runs/first\n  legw-hpc keep runs/sweep/mnist-lstm/* --to results"
 
 
 def arguments(figures: argparse.ArgumentParser) -> None:

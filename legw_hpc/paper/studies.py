@@ -219,7 +219,7 @@ FIGURES = {
     "figure7": Figure(
         "Figure 7: the same, trained until converged: MNIST for 100 epochs, PTB for 50",
         {
-            "mnist": Study(_tuned(f"{BF16} batch=8192", MNIST_RATES, "epochs=100"), along="lr"),
+            "mnist": Study(_tuned(AT_8192, MNIST_RATES, "epochs=100"), along="lr"),
             "ptb": Study(_tuned("batch=640", PTB_RATES, f"{STRETCHED}15.3846"), along="lr"),
             "ptb-paper": Study(_tuned("batch=640", PTB_RATES, f"{STRETCHED}26.9231"), along="lr"),
             "sample": Study(_tuned("batch=512", "0.1,0.2,0.4", "epochs=6"), along="lr"),

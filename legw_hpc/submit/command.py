@@ -28,7 +28,7 @@ def arguments(submit: argparse.ArgumentParser) -> None:
         "--chain", type=int, default=1, metavar="K", help="run up to K times, each going on from the last checkpoint (default: 1)"
     )
     submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
-    submit.add_argument("--to", type=Path, default=Path("runs/sweep"), help="folder of an array's runs (default: runs/sweep)")
+    submit.add_argument("--to", type=Path, help="folder of an array's runs (default: runs/sweep/RECIPE)")
     submit.add_argument("--stage", action="store_true", help="copy the shards to node-local storage first, checked")
     submit.add_argument(
         "--unpack", default="", metavar="FILE", help="unpack this environment of jobs/pack.sh on every node first"
@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: what cannot work; nothing is written or submitted.
     """
+    from legw_hpc import grid
     from legw_hpc.recipe import load
     from legw_hpc.submit import send
     from legw_hpc.submit.job import Options, make
@@ -55,7 +56,8 @@ def run(options: argparse.Namespace) -> None:
     chosen = [f"scheduler={options.scheduler}"] if options.scheduler else []
     machine = load_machine(options.machine, [*options.set, *chosen])
     wanted = Options(
-        nodes=options.nodes, time=options.time, chain=options.chain, array=options.array, to=options.to,
+        nodes=options.nodes, time=options.time, chain=options.chain, array=options.array,
+        to=options.to or grid.folder(options.recipe),
         account=options.account, partition=options.partition, stage=options.stage, unpack=options.unpack,
         bin=str(Path(sys.prefix) / "bin"),
     )  # fmt: skip
