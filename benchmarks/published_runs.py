@@ -117,13 +117,20 @@ class Model:
 
     def __init__(self, data: Published, full: bool):
         self.data, self.full = data, full
+        self._known: dict[tuple[Run, tuple[float, ...]], float] = {}
 
     def names(self) -> list[str]:
         rates = [f"rate {name}" for name, hardware in self.data.hardware.items() if not hardware.like]
         return [*rates, *(GUESSES if self.full else ())]
 
     def seconds(self, run: Run, values: Parameters) -> float:
-        """Of a step."""
+        """Of a step.  Kept: a fit changes one parameter at a time, and most rates are other hardware's."""
+        needed = run, tuple(values.get(name, 0.0) for name in (f"rate {self.data.kind(run)}", *GUESSES))
+        if needed not in self._known:
+            self._known[needed] = self._seconds(run, values)
+        return self._known[needed]
+
+    def _seconds(self, run: Run, values: Parameters) -> float:
         hardware = self.data.hardware[run.hardware]
         network = self.data.networks[hardware.network]
         rate = values[f"rate {self.data.kind(run)}"] * hardware.times

@@ -50,9 +50,9 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def arguments(shards: Path) -> list[str]:
-    """A training command of 4 steps an epoch on `shards`."""
+    """A training command of 4 steps an epoch on `shards`; not to be changed in place."""
     return [
         "mnist-lstm",
         f"data.dir={shards}",

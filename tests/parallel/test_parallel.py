@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ import torch
 
 from legw_hpc import runlog
 from tests.parallel.ranks import ROOT, launch, needs_mpi, on_ranks
+from tests.parallel.runs import TRAIN, crashed, newest, trained
 
 pytestmark = needs_mpi
 BACKENDS = ["horovod", "mpi"]
 BACKEND = pytest.mark.parametrize("backend", [pytest.param(name, id=name) for name in BACKENDS])
-TRAIN = [sys.executable, "-m", "legw_hpc", "train"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +70,6 @@ def test_missing_horovod_stops_the_ranks(tmp_path: Path, arguments: list[str]) -
     assert not (tmp_path / "r").exists()
 
 
-def weights(run: Path) -> dict[str, Any]:
-    return dict(torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)["model"])
-
-
-def trained(ranks: int, words: list[str], out: Path) -> Path:
-    code, said = launch(ranks, [*TRAIN, *words, f"out={out}"])
-    assert code == 0, said
-    return out
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     """20 steps on one rank: five epochs of 96, 96, 96 and 12 samples."""
@@ -91,42 +79,52 @@ def alone(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     return out
 
 
+IN_PIECES = ["epochs=5", "exchange_pieces=2"]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> Path:
+    """The same on two, with all 20 checkpoints."""
+    out = tmp_path_factory.mktemp("together") / "r"
+    often = ["checkpoint.every_minutes=1e-6", "checkpoint.keep=99"]  # by rank 0's clock, of which all hear
+    trained(2, [*arguments, *IN_PIECES, *often], out)
+    assert len(list((out / "checkpoints").glob("*.pt"))) == 20
+    return out
+
+
+def close(mine: dict[str, Any], run: Path) -> None:
+    """The weights of a state are those of a run, to rounding."""
+    for name, expected in newest(run)["model"].items():
+        torch.testing.assert_close(mine["model"][name], expected, rtol=1e-4, atol=2e-6, msg=name)
+
+
 @pytest.mark.parametrize(("backend", "ranks", "pieces"), [("horovod", 2, 1), ("horovod", 4, 3), ("mpi", 2, 3), ("mpi", 4, 1)])
 def test_ranks_change_time_not_maths(
     backend: str, ranks: int, pieces: int, alone: Path, arguments: list[str], tmp_path: Path
 ) -> None:
     """Invariant 1, with a batch that divides neither the data nor (the last one) the ranks evenly."""
-    out = trained(ranks, [*arguments, "epochs=5", f"comm={backend}", f"exchange_pieces={pieces}"], tmp_path / "r")
-    mine, reference = weights(out), weights(alone)
-    for name, expected in reference.items():
-        torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
-    lines, expected_lines = runlog.read(out), runlog.read(alone)
+    words = [*arguments, "epochs=5", f"comm={backend}", f"exchange_pieces={pieces}"]
+    close(trained(ranks, words, tmp_path / "r"), alone)
+    lines, expected_lines = runlog.read(tmp_path / "r"), runlog.read(alone)
     assert lines[0]["ranks"] == ranks
     accuracies = [[line["accuracy"] for line in log if line["event"] == "eval"] for log in (lines, expected_lines)]
     assert accuracies[0] == accuracies[1]  # invariant 4: exact on any rank count
 
 
 def test_resumed_on_the_same_ranks_to_the_bit_and_on_others_to_rounding(
-    alone: Path, arguments: list[str], tmp_path: Path
+    alone: Path, together: Path, arguments: list[str], tmp_path: Path
 ) -> None:
-    words = [*arguments, "epochs=5", "exchange_pieces=2"]
-    often = ["checkpoint.every_minutes=1e-6", "checkpoint.keep=99"]  # by rank 0's clock, of which all hear
-    whole = weights(trained(2, [*words, *often], tmp_path / "whole"))
-    assert len(list((tmp_path / "whole" / "checkpoints").glob("*.pt"))) == 20
-    trained(2, [*words, "max_steps=7"], tmp_path / "parts")
-    shutil.copytree(tmp_path / "parts", tmp_path / "moved")
-    same = weights(trained(2, words, tmp_path / "parts"))
-    assert all(torch.equal(whole[name], same[name]) for name in whole)
-    moved = weights(trained(3, words, tmp_path / "moved"))
-    for name, expected in weights(alone).items():
-        torch.testing.assert_close(moved[name], expected, rtol=1e-4, atol=2e-6, msg=name)
+    same = trained(2, [*arguments, *IN_PIECES], crashed(together, 7, tmp_path / "same"))
+    whole = newest(together)["model"]
+    assert all(torch.equal(whole[name], same["model"][name]) for name in whole)
+    close(trained(3, [*arguments, *IN_PIECES], crashed(together, 7, tmp_path / "moved")), alone)
 
 
 def test_more_ranks_than_the_last_batch_has_samples(arguments: list[str], tmp_path: Path, alone: Path) -> None:
     """Every rank takes the same number of collective calls, also one without samples (invariant 5)."""
     words = [word for word in arguments if not word.startswith("batch")]
-    out = trained(3, [*words, "batch=149", "epochs=2", "max_steps=5", "exchange_pieces=2"], tmp_path / "r")  # 149, 149, 2
-    assert runlog.read(out)[-1]["steps"] == 5
+    trained(3, [*words, "batch=149", "epochs=2", "max_steps=5", "exchange_pieces=2"], tmp_path / "r")  # 149, 149, 2
+    assert runlog.read(tmp_path / "r")[-1]["steps"] == 5
 
 
 def test_ranks_agree_on_a_measured_micro_batch(
@@ -138,16 +136,14 @@ def test_ranks_agree_on_a_measured_micro_batch(
     assert first == second
     (measured, anew), (found, kept) = first
     assert (measured, anew, kept) == (found, False, True)
-    mine = weights(trained(2, words, tmp_path / "r"))
-    for name, expected in weights(alone).items():
-        torch.testing.assert_close(mine[name], expected, rtol=1e-4, atol=2e-6, msg=name)
+    close(trained(2, words, tmp_path / "r"), alone)
 
 
-def test_a_twin_without_exchange_trains_each_rank_alone(arguments: list[str], tmp_path: Path) -> None:
+def test_a_twin_without_exchange_trains_each_rank_alone(together: Path, arguments: list[str], tmp_path: Path) -> None:
     """Rank 0's weights are those of its half of each batch, with the loss divided by the whole; see twins.py."""
-    apart = weights(trained(2, [*arguments, "twin=no-exchange", "max_steps=3"], tmp_path / "apart"))
-    together = weights(trained(2, [*arguments, "max_steps=3"], tmp_path / "together"))
-    assert not all(torch.equal(apart[name], together[name]) for name in apart)
+    apart = trained(2, [*arguments, *IN_PIECES, "twin=no-exchange", "max_steps=3"], tmp_path / "apart")
+    with pytest.raises(AssertionError):
+        close(apart, crashed(together, 3, tmp_path / "together"))
     times = [line["exchange"] for line in runlog.read(tmp_path / "apart") if line["event"] == "step"]
     assert max(times) < 0.01
 
