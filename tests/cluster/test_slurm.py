@@ -131,7 +131,7 @@ def status(call: Call, out: Path) -> str:
 
 
 def test_the_warning_writes_a_checkpoint_and_a_chain_of_3_ends_to_the_bit(call: Call, tmp_path: Path) -> None:
-    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=40"], tmp_path / "r"
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=20"], tmp_path / "r"
     job = submitted(call, out, recipe, "--chain", "3")
     for link in (1, 2):
         wait_for(lambda starts=link: evaluated(out, starts))
@@ -144,7 +144,7 @@ def test_the_warning_writes_a_checkpoint_and_a_chain_of_3_ends_to_the_bit(call: 
 
 @pytest.mark.skipif(not CLUSTER, reason="SLURM_CLUSTER names no command that crashes a node")
 def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint_alone(call: Call, tmp_path: Path) -> None:
-    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=40", "checkpoint.every_steps=20"], tmp_path / "r"
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=20", "checkpoint.every_steps=20"], tmp_path / "r"
     job = submitted(call, out, recipe, "--chain", "2")
     wait_for(lambda: evaluated(out))
     listed = call("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
@@ -164,7 +164,7 @@ def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint_alone(call: Ca
 @needs_qsub
 def test_a_chain_of_pbs_scripts_ends_to_the_bit(call: Call, tmp_path: Path) -> None:
     """Layout, ranks, hand-over and successor; signals, limits and mpirun's hosts are SLURM's here, not PBS's."""
-    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=40"], tmp_path / "r"
+    recipe, out = ["mnist-lstm-sample", "batch=256", "epochs=20"], tmp_path / "r"
     # A successor has PBS's environment, not the submitter's: as root it must be told what Open MPI wants.
     root = [f'environment.OMPI_ALLOW_RUN_AS_ROOT{suffix}="1"' for suffix in ("", "_CONFIRM")]
     settings = [word for key in root for word in ("--set", key)]
