@@ -8,26 +8,21 @@ exchange, the set latency and bandwidth, and, from hosts without either, what th
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
-import signal
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import made, measure, speeds
+from benchmarks import made, measure, on_hosts, speeds
 from benchmarks.measure import Bench
-from benchmarks.namespaces import hosts
 from benchmarks.ours import Trained
 from legw_hpc.comm import Serial, connect
-from legw_hpc.errors import InputError
 from legw_hpc.plan.allreduce import Link, bound
 from legw_hpc.plan.gradient import gradient_bytes
 from legw_hpc.plan.model import Speeds, Work, requests, step
@@ -35,7 +30,6 @@ from legw_hpc.recipe import load
 
 NAME, ABOUT = "emulated_network", "steps on emulated hosts, measured and as the performance model has them"
 GOAL = 0.15  # of the measured step, that the forecast may be off
-SECONDS = 300  # that a point may take
 STEPS, QUICK_STEPS = 12, 5
 EAGER = 65536  # bytes (btl_tcp_eager_limit of Open MPI)
 # Recipe -> samples of a rank and made-up data.
@@ -67,31 +61,21 @@ def points(quick: bool) -> list[Point]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=ABOUT, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="two points")
-    parser.add_argument("--to", type=Path, help=f"folder for the results (default: {measure.WHERE})")
-    parser.add_argument("--point", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.point:
-        measured(Point(**json.loads(options.point)))
-        return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts go first
-    to = options.to or measure.results(options.quick)
-    try:
-        bare = {ranks: run(Point("mnist-lstm", ranks, 0.0, 0.0, 1)) for ranks in sorted({p.ranks for p in points(options.quick)})}
-        rows = [forecast(run(point), bare[point.ranks]) for point in points(options.quick)]
-    except (InputError, RuntimeError) as error:
-        sys.exit(f"{NAME}: {error}")
-    measure.keep(to, NAME, rows, table(rows))
+    on_hosts.command(NAME, ABOUT, "two points", Point, measured, rows, table)
+
+
+def rows(quick: bool) -> list[dict[str, Any]]:
+    """Of all points, with their forecasts."""
+    wanted = points(quick)
+    bare = {ranks: run(Point("mnist-lstm", ranks, 0.0, 0.0, 1)) for ranks in sorted({point.ranks for point in wanted})}
+    return [forecast(run(point), bare[point.ranks]) for point in wanted]
 
 
 def run(point: Point) -> dict[str, Any]:
-    """A point's row, from ranks on hosts of their own."""
-    with hosts(point.ranks, point.alpha, 1 / point.rate if point.rate else 0.0) as up:
-        said = up.run([sys.executable, "-m", f"benchmarks.{NAME}", "--point", json.dumps(asdict(point))], SECONDS)
-    row: dict[str, Any] = json.loads(said.splitlines()[-1])
+    """A point's row, told as it is found."""
+    row = on_hosts.measure_on(point.ranks, point.alpha, point.rate, NAME, point)
     print(f"{point}: {row['step_s']:.3f} s", file=sys.stderr, flush=True)
-    return row | {"command": f"python -m benchmarks.{NAME} {' '.join(sys.argv[1:])}".strip()}
+    return row
 
 
 def measured(point: Point) -> None:

@@ -8,24 +8,18 @@ without spare cores.
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import made, measure
+from benchmarks import made, measure, on_hosts
 from benchmarks.measure import Bench
-from benchmarks.namespaces import hosts
 from benchmarks.ours import Trained
 from legw_hpc.comm import Serial, connect
-from legw_hpc.errors import InputError
 
 NAME, ABOUT = "overlap", "the exchange after the backward pass and behind it, on two emulated hosts"
 RECIPE, SHARE, SAMPLES = "cifar10-resnet20", 64, 4096
@@ -33,7 +27,6 @@ PIECES = (1, 2, 4, 8)
 RANKS, ALPHA = 2, 1e-4
 RATES = (10e6, 20e6, 40e6)  # bytes a second: the exchange of 1.1 MB takes from half of the backward pass to an eighth
 STEPS, QUICK_STEPS = 15, 5
-SECONDS = 300  # that a point may take
 
 
 @dataclass(frozen=True)
@@ -49,26 +42,13 @@ class Point:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=ABOUT, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="one network")
-    parser.add_argument("--to", type=Path, help=f"folder for the results (default: {measure.WHERE})")
-    parser.add_argument("--point", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.point:
-        measured(Point(**json.loads(options.point)))
-        return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts go first
-    to, rows = options.to or measure.results(options.quick), []
-    try:
-        for rate in RATES[1:2] if options.quick else RATES:
-            point = Point(rate, QUICK_STEPS if options.quick else STEPS)
-            with hosts(RANKS, ALPHA, 1 / rate) as up:
-                words = [sys.executable, "-m", f"benchmarks.{NAME}", "--point", json.dumps(asdict(point))]
-                row = json.loads(up.run(words, SECONDS).splitlines()[-1])
-            rows.append(row | {"command": f"python -m benchmarks.{NAME} {' '.join(sys.argv[1:])}".strip()})
-    except (InputError, RuntimeError) as error:
-        sys.exit(f"{NAME}: {error}")
-    measure.keep(to, NAME, rows, table(rows))
+    on_hosts.command(NAME, ABOUT, "one network", Point, measured, rows, table)
+
+
+def rows(quick: bool) -> list[dict[str, Any]]:
+    """Of all networks."""
+    wanted = [Point(rate, QUICK_STEPS if quick else STEPS) for rate in (RATES[1:2] if quick else RATES)]
+    return [on_hosts.measure_on(RANKS, ALPHA, point.rate, NAME, point) for point in wanted]
 
 
 def measured(point: Point) -> None:

@@ -47,7 +47,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: what cannot work; nothing is written or submitted.
     """
-    from legw_hpc import grid
     from legw_hpc.recipe import load
     from legw_hpc.submit import send
     from legw_hpc.submit.job import Options, make
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     machine = load_machine(options.machine, [*options.set, *chosen])
     wanted = Options(
         nodes=options.nodes, time=options.time, chain=options.chain, array=options.array,
-        to=options.to or grid.folder(options.recipe),
+        to=options.to,
         account=options.account, partition=options.partition, stage=options.stage, unpack=options.unpack,
         bin=str(Path(sys.prefix) / "bin"),
     )  # fmt: skip

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from legw_hpc import sweep
+from legw_hpc import grid, sweep
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
-from legw_hpc.grid import cells
 from legw_hpc.recipe import Recipe, load
 from legw_hpc.runlog import JOBS
 from legw_hpc.submit.machine import Machine, seconds
@@ -26,7 +25,7 @@ class Options:
         time: walltime, HH:MM:SS; the machine's longest by default.
         chain: how often the job may run, the first time included.
         array: values with commas are a grid: a task of a job array for every cell that is not finished.
-        to: TO/CELL are the run folders of an array.
+        to: TO/CELL are the run folders of an array; the recipe's grid folder by default.
         account, partition: charged, and queued in.
         stage: copy the shards to node-local storage.
         unpack: a file of jobs/pack.sh: the environment, unpacked on every node.
@@ -38,7 +37,7 @@ class Options:
     time: str = ""
     chain: int = 1
     array: bool = False
-    to: Path = Path("runs/sweep")
+    to: Path | None = None
     account: str = ""
     partition: str = ""
     stage: bool = False
@@ -102,15 +101,16 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         InputError: what cannot work, with the numbers.
     """
     if options.array:
-        grid = cells(recipe, overrides)
-        if len(grid) < 2:
+        cells = grid.cells(recipe, overrides)
+        if len(cells) < 2:
             raise InputError("--array needs a grid: a value with commas, such as batch=1024,2048")
-        left = sweep.missing(grid, options.to)
+        to = options.to or grid.folder(recipe)
+        left = sweep.missing(cells, to)
         if not left:
-            raise InputError(f"{options.to}: all {len(grid)} cells of the grid are finished; see legw-hpc sweep --draw")
-        recipes = [load(recipe, [*cell.overrides, f"out={options.to / cell.name}"]) for cell in left]
-        tasks = tuple((recipe, *cell.overrides, f"out={options.to / cell.name}") for cell in left)
-        folder = options.to / JOBS
+            raise InputError(f"{to}: all {len(cells)} cells of the grid are finished; see legw-hpc sweep --draw")
+        recipes = [load(recipe, [*cell.overrides, f"out={to / cell.name}"]) for cell in left]
+        tasks = tuple((recipe, *cell.overrides, f"out={to / cell.name}") for cell in left)
+        folder = to / JOBS
     else:
         recipes = [load(recipe, overrides)]
         derive(recipes[0])
