@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import WHERE, figures, results, verdict
+from benchmarks.measure import WHERE, results
+from benchmarks.report import figures, verdict
 
 HERE = Path(__file__).parent
 PROGRAMS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.__main__ import chosen, records, run
 
 # That is let pass (assumed).  The quick set differs by more from one time to another (0.56 MB to gloo: 2.83, 2.32, 2.19),
@@ -80,8 +80,8 @@ def compare(recorded: Iterable[dict[str, Any]], found: Iterable[dict[str, Any]])
 
 
 def _compared(name: str, then: dict[str, Any] | None, now: dict[str, Any] | None) -> Compared:
-    recorded, found = (None if line is None else measure.figures(line)[0] for line in (then, now))
-    before, after = (None if line is None else measure.between(line) for line in (then, now))
+    recorded, found = (None if line is None else report.figures(line)[0] for line in (then, now))
+    before, after = (None if line is None else report.between(line) for line in (then, now))
     overlap = before is not None and after is not None and after[1] >= before[0]
     return Compared(name, recorded, found, ((now or then) or {}).get("at_most"), overlap)
 

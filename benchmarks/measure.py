@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import platform
 import statistics
@@ -25,13 +24,13 @@ from typing import Any
 import torch
 from torch import distributed
 
+from benchmarks.report import PEERS, table
 from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.device import processor
 from legw_hpc.launcher import launched, local_ranks
 
-PEERS = ("pytorch_optimizer", "timm", "webdataset", "mosaicml-streaming", "pillow")
 RESULTS = Path(__file__).parent / "results"  # in it a folder for each kind of processor, see `results`
 WHERE = "benchmarks/results/KIND OF PROCESSOR, quick/ in it"  # the same, for help texts
 KINDS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of processors, by the best that they have
@@ -271,63 +270,3 @@ def keep(to: Path, name: str, rows: Sequence[dict[str, Any]], text: str) -> None
     with written_whole(to / f"{name}.md") as path:
         path.write_text(text)
     print(text, flush=True)
-
-
-def figures(goal: dict[str, Any]) -> tuple[float, str, float]:
-    """What was measured, whether the goal is at "least" or "most", and the goal."""
-    return (goal["ratio"], "least", goal["at_least"]) if "ratio" in goal else (goal["value"], "most", goal["at_most"])
-
-
-def reached(goal: dict[str, Any]) -> bool:
-    """Of a goal's line in a record."""
-    found, sign, wanted = figures(goal)
-    return found >= wanted if sign == "least" else found <= wanted
-
-
-def between(goal: dict[str, Any]) -> tuple[float, float] | None:
-    """95 % confidence of a ratio's median, by order statistics of its rounds: all of seven or fewer; None if none are kept."""
-    rounds = goal.get("rounds", [])
-    if len(rounds) < 2:
-        return None
-    n = len(rounds)
-    off = max(0, math.floor(n / 2 - 1.96 * math.sqrt(n) / 2))  # binomial(n, 1/2), by its normal approximation
-    return rounds[off], rounds[n - 1 - off]
-
-
-def verdict(goal: dict[str, Any]) -> str:
-    """In words: whether the rounds tell it."""
-    found, interval = reached(goal), between(goal)
-    if interval is not None and interval[0] < figures(goal)[2] <= interval[1]:
-        return "not decided"
-    return "reached" if found else "not reached"
-
-
-def table(name: str, about: str, rows: list[dict[str, Any]], goals: list[dict[str, Any]], notes: list[str]) -> str:
-    """Markdown: the cases, the goals, and where it was measured."""
-    lines = [f"# {name}: {about}", "", "| case | median | quartiles | n |", "|---|--:|--:|--:|"]
-    for line in rows:
-        low, high = line["quartiles"]
-        lines.append(
-            f"| {line['case']} | {_number(line['median'])} {line['unit']} | {_number(low)} to {_number(high)} | {line['n']} |"
-        )
-    if goals:
-        lines += ["", "| | measured | goal | |", "|---|--:|--:|---|"]
-        for goal in goals:
-            said = "; ".join(filter(None, [verdict(goal), goal["note"]]))
-            (found, sign, wanted), interval = figures(goal), between(goal)
-            spread = "" if interval is None else " ({:.3g} to {:.3g})".format(*interval)
-            lines.append(f"| {goal['goal']} | {found:.3g}{spread} | {'≥' if sign == 'least' else '≤'} {wanted:.3g} | {said} |")
-    where = rows[0]
-    peers = "".join(f", {name} {where['versions'][name]}" for name in PEERS if name in where["versions"])
-    crowd = ", oversubscribed" if where["oversubscribed"] else ""
-    lines += ["", *(f"{note}  " for note in notes), ""] if notes else [""]
-    lines += [
-        f"`{where['command']}`, {where['time']}, commit {where['commit']}; {where['hardware']}; {where['ranks']} ranks x "
-        f"{where['threads']} threads{crowd}; torch {where['versions']['torch']}, Horovod {where['versions']['horovod']}{peers}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import check, measure
+from benchmarks import check, measure, report
 from benchmarks.measure import Case, Goal
 
 Line = dict[str, Any]
@@ -115,14 +115,14 @@ ROW: Line = {
     ],
 )
 def test_a_table_shows_cases_goals_notes_and_where_it_was_measured(ratio_: float, note: str, said: str) -> None:
-    lines = measure.table("step", "a question", [ROW], [ratio(ratio_) | {"note": note}], ["a note"]).splitlines()
+    lines = report.table("step", "a question", [ROW], [ratio(ratio_) | {"note": note}], ["a note"]).splitlines()
     assert lines[0] == "# step: a question"
     assert "| ours | 12,346 samples/s | 9.877 to 23,457 | 7 |" in lines
     assert said in lines
     assert "a note  " in lines
     assert lines[-1].startswith("`python -m benchmarks.step`, then, commit abc; a processor, 2 cores; 2 ranks x 1 threads;")
     assert "oversubscribed" not in lines[-1]
-    assert "threads, oversubscribed;" in measure.table("step", "", [ROW | {"oversubscribed": True}], [], [])
+    assert "threads, oversubscribed;" in report.table("step", "", [ROW | {"oversubscribed": True}], [], [])
 
 
 # rounds -> what is said of a goal of 2
@@ -139,7 +139,7 @@ VERDICTS = {
 def test_rounds_decide_a_goal(name: str) -> None:
     rounds, said = VERDICTS[name]
     goal = ratio(statistics.median(rounds)) | {"rounds": rounds, "note": ""}
-    assert said in measure.table("step", "a question", [ROW], [goal], [])
+    assert said in report.table("step", "a question", [ROW], [goal], [])
 
 
 def test_the_benchmarks_are_found_and_their_goals_listed(tmp_path: Path) -> None:
