@@ -38,7 +38,7 @@ def cases(bench: Bench) -> Outcome:
         return max((out / "checkpoints").glob("*.pt"))
 
     def load() -> None:
-        assert folder.restore(work.parts, timing, [], print) == step
+        assert folder.restore(work.parts, timing, [], step, print) == step
 
     def copy() -> None:
         if bench.comm.rank == 0:

@@ -22,7 +22,8 @@ from legw_hpc.errors import InputError
 from legw_hpc.recipe import Recipe
 
 # Of a log, what its run came to; the lines of single steps are by far the most.
-KEPT = ("start", "resume", "eval", "end")
+STARTS = ("start", "resume")
+KEPT = (*STARTS, "eval", "end")
 
 # The solver's own default: a recipe need not spell it out, and the first logs did not.
 MOMENTUM = {"solvers.momentum.momentum": 0.9}
@@ -33,7 +34,7 @@ class Record:
     """One run's log.
 
     Attributes:
-        recipe: as it was trained.
+        recipe: as it was trained; `max_steps` is that of the command that went on with it last.
     """
 
     path: Path
@@ -52,11 +53,11 @@ class Record:
 
     def finished(self, last: int) -> bool:
         """Has it got to step `last`, or diverged on the way."""
-        return self.end is not None and (self.end["status"] == "diverged" or self.steps >= last)
+        return self.end is not None and runlog.settles(self.end, last)
 
     def came_to(self, last: int) -> bool:
         """Is it the result of `last` steps, or diverged on the way; a longer run is another."""
-        return self.end is not None and (self.end["status"] == "diverged" or self.steps == last)
+        return self.end is not None and self.finished(last) and (self.end["status"] == "diverged" or self.steps == last)
 
     def row(self, derived: Derived) -> dict[str, Any]:
         """One result: what was trained, how it ended, and where, when and by what code.
@@ -67,9 +68,20 @@ class Record:
         start, end = self.lines[0], self.end or {}
         when = datetime.fromtimestamp(start["time"], timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         about = {"solver": self.recipe.solver, "seed": self.recipe.seed}
-        result = {key: value for key, value in end.items() if key not in ("event", "time", "steps")}
-        origin = {key: start.get(key) for key in ("command", "commit", "ranks")}
+        result = {key: value for key, value in end.items() if key not in ("event", "time", "step", "steps")}
+        origin = {"command": self.command, "commit": self._all("commit"), "ranks": self._all("ranks")}
         return derived.as_dict() | about | result | origin | {"started": when, "log": str(self.path)}
+
+    @property
+    def command(self) -> str | None:
+        """What was typed last: with the first one's recipe, but perhaps another `max_steps`."""
+        told = [line["command"] for line in self.lines if line.get("event") in STARTS and "command" in line]
+        return told[-1] if told else None
+
+    def _all(self, key: str) -> Any:
+        """Of the start and of each resume: one value, or those that there were, in order."""
+        told = list(dict.fromkeys(line[key] for line in self.lines if line.get("event") in STARTS and key in line))
+        return told[0] if len(told) == 1 else ", ".join(map(str, told)) or None
 
     def curvature(self) -> tuple[list[int], list[float]]:
         """The steps at which L(x, g) was measured, and its values."""
@@ -115,7 +127,11 @@ def read(path: Path) -> Record | None:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not lines or lines[0].get("event") != "start" or not isinstance(lines[0].get("recipe"), Mapping):
         return None
-    recipe = strict.build(Recipe, lines[0]["recipe"], f"{path}: recipe")
+    told = dict(lines[0]["recipe"])
+    for line in lines:
+        if line.get("event") == "resume" and "max_steps" in line:
+            told["max_steps"] = line["max_steps"]
+    recipe = strict.build(Recipe, told, f"{path}: recipe")
     record = Record(path, recipe, tuple(lines))
     if (end := record.end) is not None:
         wanted = ("metrics", "steps", "samples_per_s") if end.get("status") == "done" else ("status", "message")
@@ -150,13 +166,14 @@ def keep(record: Record, folder: Path) -> Path:
 
 
 def _placeless(line: dict[str, Any]) -> dict[str, Any]:
-    if line["event"] != "start":
+    if line["event"] not in STARTS:
         return line
-    recipe = line["recipe"]
-    recipe = recipe | {"out": _name(recipe["out"]), "data": recipe["data"] | {"dir": _name(recipe["data"]["dir"])}}
-    words = [word.rpartition("=") for word in shlex.split(line.get("command") or "")]
-    command = shlex.join(f"{key}{equals}{_name(value)}" for key, equals, value in words)
-    return line | {"recipe": recipe} | ({"command": command} if words else {})
+    if words := [word.rpartition("=") for word in shlex.split(line.get("command") or "")]:
+        line = line | {"command": shlex.join(f"{key}{equals}{_name(value)}" for key, equals, value in words)}
+    if recipe := line.get("recipe"):
+        data = recipe["data"] | {"dir": _name(recipe["data"]["dir"])}
+        line = line | {"recipe": recipe | {"out": _name(recipe["out"]), "data": data}}
+    return line
 
 
 def _name(path: str) -> str:

@@ -77,12 +77,14 @@ class RunFolder:
         found = self._comm.broadcast(ended)
         return None if found is None else dict(found)
 
-    def evaluated(self, step: int) -> bool:
-        """Does the log have the metrics of a step; the same on every rank."""
+    def evaluation(self, step: int) -> dict[str, float] | None:
+        """The metrics of a step, if the log has them; the same on every rank."""
         with self._comm.together():
             lines = self._lines()
-        found = any(line.get("event") == "eval" and line.get("step") == step for line in lines)
-        return bool(self._comm.broadcast(found))
+        about = ("event", "time", "step", "epoch", "train_loss")
+        found = [line for line in lines if line.get("event") == "eval" and line.get("step") == step]
+        told = self._comm.broadcast({key: value for key, value in found[-1].items() if key not in about} if found else None)
+        return None if told is None else dict(told)
 
     def _lines(self) -> list[dict[str, Any]]:
         """Of the log; on rank 0 alone."""
@@ -92,22 +94,33 @@ class RunFolder:
                 raise InputError(f"{self.path / runlog.LOG}: line {number} is no JSON object: {str(line)[:80]!r}")
         return lines
 
-    def restore(self, parts: Mapping[str, Any], timing: Timing, carried: list[Tensor], say: Callable[[str], None]) -> int:
+    def restore(
+        self, parts: Mapping[str, Any], timing: Timing, carried: list[Tensor], last: int, say: Callable[[str], None]
+    ) -> int:
         """Bring everything back to the newest whole checkpoint.
 
         Args:
             parts: what has a `load_state_dict`, by name.
             timing: changed in place.
             carried: filled with what this rank's micro-batches carry; see `trainer.train`.
+            last: step of the run.
             say: told of damaged checkpoints.
 
         Returns:
             The steps done; 0 if there is no checkpoint.
+
+        Raises:
+            InputError: the checkpoint is of a later step than the last one, or of another model.
         """
         state = checkpoint.load_newest(self.path / checkpoint.FOLDER, self._comm, say)
         if state is None:
             self.log.cut(0)
             return 0
+        if state["step"] > last:
+            raise InputError(
+                f"{self.path}: its checkpoint is of step {state['step']}, and max_steps={last}: more steps, or another out=",
+                agreed=True,
+            )
         with self._comm.together():
             try:
                 for name, owner in parts.items():

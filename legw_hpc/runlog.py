@@ -4,8 +4,8 @@ RUN/log.jsonl    {"event": "start", ...}   recipe, derivation, digest of the dat
                  {"event": "step", ...}    step, epoch, lr, loss, gradient norm, samples/s, input wait; noise scale
                  {"event": "curvature", ...}  step and L(x, g) before it (curvature.py), where it was measured
                  {"event": "eval", ...}    step, epoch, metrics; train_loss, the mean over the samples since the one before
-                 {"event": "resume", ...}  from which step
-                 {"event": "end", ...}     status and result
+                 {"event": "resume", ...}  from which step, by what command, code and ranks, and for how many steps
+                 {"event": "end", ...}     status and result; of a run that diverged, at which step
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -95,6 +95,14 @@ class RunLog:
         except OSError as error:
             assert self._file is not None
             raise InputError(f"{self._file.name}: cannot be written: {error.strerror}") from None
+
+
+def settles(end: Mapping[str, Any], last: int) -> bool:
+    """Is there nothing left to train of a run of `last` steps whose log ends so; one that diverged did so on the way.
+
+    Logs of before December 2026 do not tell at which step: their whole run was the one that diverged.
+    """
+    return bool(end.get("step", 0) <= last if end["status"] == "diverged" else end["steps"] >= last)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]
             if comm.rank == 0:
                 watchdog.clear(folder.path)
             ended = folder.result()
-            if ended is not None and (ended["status"] == "diverged" or ended["steps"] >= work.derived.last):
+            if ended is not None and runlog.settles(ended, work.derived.last):
                 return _ended_before(folder, ended, comm)
             with watching(folder.path, comm, stalled), not_for_ever(comm, 3 * stalled):
                 return _train(work, folder, stopped)
@@ -97,7 +97,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     recipe, comm, derived = work.recipe, work.comm, work.derived
     timing, log = Timing(), folder.log
     carried: list[torch.Tensor] = []
-    done = folder.restore(work.parts, timing, carried, print)
+    done = folder.restore(work.parts, timing, carried, derived.last, print)
     carried[:] = [tensor.to(work.device) for tensor in carried]
     _announce(work, folder, done)
     at_once = comm.size * recipe.micro_batch
@@ -105,6 +105,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     every = _Every(recipe, derived, comm.rank == 0)
     metrics: dict[str, float] | None = None
     logged, estimates = dataclasses.replace(timing), list[noise.Noise]()
+    doing = done + 1
 
     def keep(step: int) -> None:
         work.check(step)
@@ -115,10 +116,11 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
         return stopped.is_set(), every.minutes_passed()
 
     try:
-        if recipe.evaluate and 0 < done < derived.last and every.evaluation_due(done) and not folder.evaluated(done):
+        if recipe.evaluate and 0 < done < derived.last and every.evaluation_due(done) and not folder.evaluation(done):
             _score(work, done, timing, log, progress)  # it was stopped between the step and its evaluation
         with closing(work.train(done, timing, carried, asks, progress.within)) as steps:
             for at in steps:
+                doing = at.step
                 progress.step(at.step, loss=f"{at.loss:.4f}", lr=f"{at.lr:.4g}")
                 if at.curvature is not None:
                     log.write("curvature", step=at.step, L=at.curvature)
@@ -139,10 +141,11 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
                     keep(at.step)
                 if stops:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
+                doing = at.step + 1
         if metrics is None and recipe.evaluate:  # the run had ended with a checkpoint, and only its result was missing
-            metrics = _score(work, derived.last, timing, log, progress)
+            metrics = folder.evaluation(derived.last) or _score(work, derived.last, timing, log, progress)
     except Diverged as error:
-        log.write("end", status="diverged", message=str(error))
+        log.write("end", status="diverged", step=doing, message=str(error))
         raise
     finally:
         progress.close()
@@ -231,7 +234,7 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         for key, then in _made_before(folder.path, made_by).items():
             if then != made_by[key]:
                 print(f"note     {key} until step {done}: {then}")
-        folder.log.write("resume", step=done, **facts, **made_by)
+        folder.log.write("resume", step=done, max_steps=recipe.max_steps, **facts, **made_by, command=runlog.command())
     else:
         about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), "data": work.data, **facts}
         if (package := installed.package(recipe.application)) is not None:

@@ -90,7 +90,9 @@ def status(folder: Path, now: float | None = None) -> Status:
         event: next((line for line in reversed(log) if line.get("event") == event), {}) for event in ("start", "step", "eval")
     }
     start, step, evaluation = last["start"], last["step"], last["eval"]
-    told, most = _number(start, "derived", "steps"), _number(start, "recipe", "max_steps")
+    went_on = next((line for line in reversed(log) if "max_steps" in line), None)  # the last resume: its limit may be another
+    told = _number(start, "derived", "steps")
+    most = _number(start, "recipe", "max_steps") if went_on is None else _number(went_on, "max_steps")
     steps = int(min(told, most) if most else told)
     at = int(_number(end, "steps") or max(_number(line, "step") for line in (step, evaluation, log[-1] if log else {})))
     rate = _number(end, "samples_per_s") or _number(step, "samples_per_s")

@@ -173,10 +173,9 @@ def train(
             # fp16's scale is not in the loss, so a loss that is no number is not its fault.
             update = precision.keep(finite) or not math.isfinite(loss_now)
             if update and not finite:
-                epoch = derived.course.epoch(step.number)
+                number = step.number + 1  # as logs count: the first step is 1
                 raise Diverged(
-                    f"diverged at step {step.number} (epoch {epoch:.3f}, lr {lr:.6g}): "
-                    f"loss {loss_now:.6g}, gradient norm {norm_now:.6g}"
+                    f"diverged at step {number} ({derived.where(number)}): loss {loss_now:.6g}, gradient norm {norm_now:.6g}"
                 )
             before = clock()
             curvature = probe(flat) if probe is not None and update else None

@@ -24,8 +24,17 @@ class Apart(Comm):
     """
 
     def __init__(self, comm: Comm):
-        vars(self).update(vars(comm))
+        vars(self).update({name: value for name, value in vars(comm).items() if name != "beats"})
         self._comm, self.name = comm, comm.name
+
+    @property
+    def beats(self) -> int:
+        """Of the ranks that the watchdog sees."""
+        return self._comm.beats
+
+    @beats.setter
+    def beats(self, count: int) -> None:
+        self._comm.beats = count
 
     def sum_(self, tensor: Tensor) -> None:
         """The gradients stay this rank's."""

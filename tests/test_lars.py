@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from legw_hpc.optim import LARS, parameter_groups, trust_ratio
-from legw_hpc.optim.lars import _update_foreach
+from legw_hpc.optim.lars import _update_cpu, _update_foreach
 from legw_hpc.optim.reference import lars_step
 
 # eta .001, wd .1, m .9, w0 = (3, 4), g = (1, 0) at every step; float64.
@@ -64,6 +64,17 @@ def test_trust_ratio(name: str, weight_norm: float, grad_norm: float, expected: 
 def test_trust_ratio_is_a_function_of_two_norms() -> None:
     q = trust_ratio(torch.tensor([5.0, 0.0, 5.0]), torch.tensor([1.5, 1.0, 0.0]), eta=0.001)
     assert q.tolist() == pytest.approx([0.005 / 1.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_larc_clip_at_rate_0_is_1(adapt: bool, foreach: bool) -> None:
+    """min(q / lr, 1), with which a warmup begins: the buffer takes the gradient as it is."""
+    w, g, v = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]), torch.zeros(2)
+    group = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.0, "eta": 0.001, "eps": 0.0, "variant": "timm", "denominator": "sum"}
+    (_update_foreach if foreach else _update_cpu)([w], [g], [v], group | {"clip": True, "adapt": adapt})
+    assert v.tolist() == pytest.approx([1.3, 0.4])
+    assert w.tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize(("lr", "factor"), [(0.1, 1 / 30), (0.001, 1.0)], ids=["q below lr", "q above lr"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from legw_hpc import checkpoint, runlog
+from legw_hpc import checkpoint, records, runlog
 from legw_hpc.data.sources import synthetic
 from legw_hpc.device import processor
 from tests.conftest import Cli
@@ -116,6 +116,52 @@ def test_a_resumed_run_tells_what_code_it_was_before(
     assert [line["hardware"] for line in lines] == [processor(), processor(), "a slower one"]
 
 
+def test_a_run_that_went_on_is_told_by_its_last_command(
+    cli: Cli, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("max_steps=4", "max_steps=8"):
+        monkeypatch.setattr(runlog, "command", lambda limit=limit: f"legw-hpc train {limit}")
+        assert cli("train", *arguments, "out=r", limit).returncode == 0
+    found = records.read(tmp_path / "r" / "log.jsonl")
+    assert found is not None
+    assert (found.recipe.max_steps, found.steps) == (8, 8)
+    assert found.command == "legw-hpc train max_steps=8"
+    assert "step 8 of 8" in cli("status", "r").stdout
+    kept = records.keep(found, tmp_path / "kept")
+    again = records.read(kept)
+    assert again is not None
+    assert again.recipe.max_steps == 8
+
+
+def test_a_checkpoint_that_is_past_the_last_step_is_refused(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
+    """Its weights would be scored as those of an earlier step."""
+    assert cli("train", *arguments, "out=r", "max_steps=11").returncode == 0
+    unfinished(tmp_path / "r")
+    before = (tmp_path / "r" / "log.jsonl").read_bytes()
+    refused = cli("train", *arguments, "out=r", "max_steps=5")
+    assert refused.returncode == 2
+    assert "its checkpoint is of step 11, and max_steps=5" in refused.stderr
+    assert (tmp_path / "r" / "log.jsonl").read_bytes() == before
+
+
+def test_a_run_that_ends_again_is_not_scored_again(cli: Cli, arguments: list[str], whole: Path) -> None:
+    """It was killed between its last checkpoint and its result."""
+    ended = unfinished(whole)
+    assert cli("train", *arguments, "out=whole").returncode == 0
+    lines = runlog.read(whole)
+    assert [line["step"] for line in lines if line["event"] == "eval"] == [4, 8, 12, 16, 20, 24]
+    assert lines[-1]["metrics"] == ended["metrics"]
+
+
+def unfinished(run: Path) -> dict[str, Any]:
+    """Take the result off a run's log."""
+    *lines, end = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    (run / "log.jsonl").write_text("".join(lines))
+    ended: dict[str, Any] = json.loads(end)
+    assert ended["event"] == "end"
+    return ended
+
+
 def test_a_finished_run_is_left_alone(cli: Cli, arguments: list[str], whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     again = cli("train", *arguments, "out=whole")
@@ -200,7 +246,24 @@ def test_divergence_is_recorded_not_a_number(cli: Cli, arguments: list[str], tmp
         assert "Traceback" not in done.stderr
     end = runlog.read(tmp_path / "r")[-1]
     assert (end["event"], end["status"]) == ("end", "diverged")
+    assert f"diverged at step {end['step']} (" in end["message"]
     assert "metrics" not in end
+
+
+SETTLED = {
+    "done, as far": ({"status": "done", "steps": 8}, True),
+    "done, not as far": ({"status": "done", "steps": 7}, False),
+    "diverged before": ({"status": "diverged", "step": 3}, True),
+    "diverged in the last step": ({"status": "diverged", "step": 8}, True),
+    "diverged later": ({"status": "diverged", "step": 9}, False),
+    "diverged, the log does not say where": ({"status": "diverged"}, True),
+}
+
+
+@pytest.mark.parametrize("name", SETTLED)
+def test_what_is_a_result_of_8_steps(name: str) -> None:
+    end, settled = SETTLED[name]
+    assert runlog.settles(end, 8) is settled
 
 
 def test_a_result_that_is_not_finite_is_a_divergence(
@@ -212,7 +275,8 @@ def test_a_result_that_is_not_finite_is_a_divergence(
         3,
         True,
     )
-    assert runlog.read(tmp_path / "r")[-1]["status"] == "diverged"
+    end = runlog.read(tmp_path / "r")[-1]
+    assert (end["status"], end["step"]) == ("diverged", 3)
 
 
 def test_weights_that_are_not_finite_do_not_replace_the_last_good_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def test_contiguous_data_is_mapped_and_read_only(tmp_path: Path) -> None:
 def test_every_row_of_a_map_is_read_before_it_is_used(rows: int, shape: tuple[int, ...], piece: int, data: st.DataObject) -> None:
     """By an explicit read, once; whatever a piece and a row measure."""
     wanted = np.array(data.draw(st.lists(st.integers(0, rows - 1), min_size=1)))
+    cut = slice(wanted.min(), wanted.max() + 1) if data.draw(st.booleans()) else None  # all between, at once
+    wanted = wanted if cut is None else np.arange(cut.start, cut.stop)
     values = np.arange(rows * int(np.prod(shape)), dtype=np.int16).reshape(rows, *shape)
     with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
         file.write(b"ahead" + values.tobytes())
@@ -94,13 +97,37 @@ def test_every_row_of_a_map_is_read_before_it_is_used(rows: int, shape: tuple[in
         seen = []
         patch.setattr(mapped._reader, "read", lambda start, end: seen.extend(range(start, end)))
         for _ in range(2):
-            mapped.read(wanted)
+            if cut is None:
+                mapped.read(wanted)
+            else:
+                np.testing.assert_array_equal(mapped[cut], values[cut])
     row = values.nbytes // rows
     assert set(seen) >= {5 + at * row + byte for at in wanted.tolist() for byte in range(row)}
     assert len(seen) == len(set(seen))
     assert min(seen) >= 5
     assert max(seen) < 5 + values.nbytes
     np.testing.assert_array_equal(mapped.values, values)
+
+
+def test_a_shard_of_words_is_read_in_little_memory(tmp_path: Path) -> None:
+    """A number for each of its rows would take eight times what it has."""
+    values = np.arange(1 << 20, dtype=np.int8)
+    (tmp_path / "words").write_bytes(values.tobytes())
+    mapped = Mapped(tmp_path / "words", 0, values.shape, values.dtype)
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(mapped[...][-5:], values[-5:])
+        mapped[1000:2000]
+        assert tracemalloc.get_traced_memory()[1] < values.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("cut", [slice(0, 9, 2), slice(9, 0, -1)])
+def test_a_map_gives_rows_next_to_each_other_alone(cut: slice, tmp_path: Path) -> None:
+    (tmp_path / "words").write_bytes(bytes(10))
+    with pytest.raises(IndexError, match="next to each other"):
+        Mapped(tmp_path / "words", 0, (10,), np.int8)[cut]
 
 
 def test_any_hdf5_tool_can_read_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import FIRST_SCALE, Precision
 from legw_hpc.recipe import load
 from legw_hpc.trainer import Timing, evaluate, train
+from legw_hpc.twins import Apart
 
 CPU = torch.device("cpu")
 APP = application("mnist-lstm")
@@ -162,7 +163,7 @@ def test_divergence_names_step_epoch_and_lr(broken: str) -> None:
     steps = iter(Step(i, False, 1, 1, iter([(torch.tensor([float(i)]),)])) for i in range(5))
     loop = train(app, model, torch.optim.SGD(model.parameters(), 0.1), steps, derived(), Serial(), **fresh())
     assert [next(loop).step for _ in range(3)] == [1, 2, 3]
-    with pytest.raises(Diverged, match=r"step 3 \(epoch 0\.750, lr 0\.0"):
+    with pytest.raises(Diverged, match=r"step 4 \(epoch 1\.000, lr 0\.0"):
         next(loop)
 
 
@@ -210,5 +211,14 @@ def test_a_loss_that_is_no_number_is_no_overflow_of_the_scale(precision: str, va
     net = nn.Linear(1, 1, bias=False)
     app = dataclasses.replace(APP, loss=lambda m, carried, x: (m(x).float().sum() * value, None))
     steps = iter([Step(0, False, 1, 1, iter([(torch.tensor([[0.1]]),)]))])
-    with pytest.raises(Diverged, match="diverged at step 0"):
+    with pytest.raises(Diverged, match="diverged at step 1"):
         next(train(app, net, torch.optim.SGD(net.parameters(), 0.1), steps, derived(), Serial(), **fresh(precision)))
+
+
+def test_the_watchdog_sees_the_micro_batches_of_a_twin() -> None:
+    """It asks the ranks' own `comm`, from before there was a twin."""
+    comm = Serial()
+    apart = Apart(comm)
+    apart.beats += 3
+    comm.beats += 1
+    assert (comm.beats, apart.beats) == (4, 4)

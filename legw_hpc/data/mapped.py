@@ -43,8 +43,12 @@ class Mapped:
         return len(self.values)
 
     def __getitem__(self, cut: Any) -> NDArray[Any]:
-        """A part by rows, as of an array; it stays a map."""
-        self.read(np.atleast_1d(np.arange(len(self))[cut]))
+        """Rows next to each other, or all of them (`...`); it stays a map."""
+        start, stop, step = (slice(None) if cut is ... else cut).indices(len(self))
+        if step != 1:
+            raise IndexError(f"rows next to each other, not every {step}")
+        if start < stop:  # by pieces: a number for each row of a text would take eight times its memory
+            self._bring(np.arange(start // self._rows, (stop - 1) // self._rows + 1))
         return self.values[cut]
 
     def read(self, rows: NDArray[np.int64]) -> None:
@@ -53,10 +57,13 @@ class Mapped:
         Raises:
             InputError: the file, and the bytes that cannot be read or that it ends before.
         """
+        if self._unread is not None:
+            self._bring(rows // self._rows)
+
+    def _bring(self, pieces: NDArray[np.int64]) -> None:
         unread = self._unread  # another thread may be through with the last piece meanwhile
         if unread is None:
             return
-        pieces = rows // self._rows
         for piece in np.unique(pieces[unread[pieces]]).tolist():
             start, end = (min(row * self._rows, len(self)) * self._row_bytes for row in (piece, piece + 1))
             self._reader.read(self._offset + start, self._offset + end)

@@ -134,7 +134,9 @@ def _ratio(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> float:
         gradient_norm = _norm(gradient)
         below = gradient_norm + wd * weight_norm if gradient_norm > 0 else 0.0
     q = group["eta"] * weight_norm / (below + group["eps"]) if weight_norm > 0 and below > 0 else 1.0
-    return min(q / group["lr"], 1.0) if group["clip"] and group["lr"] > 0 else q
+    if group["clip"]:  # at lr 0 there is nothing that q / lr could fall short of
+        return min(q / group["lr"], 1.0) if group["lr"] > 0 else 1.0
+    return q
 
 
 def _norm(tensor: Tensor) -> float:
@@ -154,8 +156,8 @@ def _ratios(weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any
         gradient_norm = torch.stack(torch._foreach_norm(gradients))
         below = torch.where(gradient_norm > 0, gradient_norm + wd * weight_norm, 0.0)
     q = trust_ratio(weight_norm, torch.where(below > 0, below + group["eps"], 0.0), group["eta"])
-    if group["clip"] and group["lr"] > 0:
-        q = (q / group["lr"]).clamp(max=1.0)
+    if group["clip"]:
+        return (q / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else torch.ones_like(q)
     return q
 
 

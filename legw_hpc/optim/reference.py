@@ -31,8 +31,8 @@ def lars_step(
             below = norm_g + weight_decay * norm_w if denominator == "sum" else torch.linalg.vector_norm(d)
             if norm_w > 0 and (norm_g > 0 if denominator == "sum" else below > 0):
                 q = eta * norm_w / (below + eps)
-            if clip and lr > 0:
-                q = min(q / lr, 1.0)
+            if clip:
+                q = min(q / lr, 1.0) if lr > 0 else 1.0
         if variant == "paper":
             v.copy_(momentum * v + lr * q * d)
             w.copy_(w - v)

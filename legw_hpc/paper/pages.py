@@ -192,7 +192,7 @@ def _runs(found: Found, to: Path) -> list[str]:
 
 def _command(record: Record) -> str:
     """What was typed, but for the run folder; of a log that does not tell, the recipe's name and what is not its own today."""
-    if typed := record.lines[0].get("command"):
+    if typed := record.command:
         return shlex.join(word for word in shlex.split(typed) if not word.startswith("out="))
     recipe = record.recipe
     own, words = load(recipe.name).identity(), [f"max_steps={recipe.max_steps}"] if recipe.max_steps else []

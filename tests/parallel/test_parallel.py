@@ -184,7 +184,7 @@ def test_what_a_rank_learns_alone_is_never_kept(arguments: list[str], tmp_path: 
 def test_a_loss_that_is_no_number_on_one_rank_stops_all_at_that_step(arguments: list[str], tmp_path: Path) -> None:
     answers = on_ranks(3, "programs:nan_on_one_rank", arguments=[*arguments, f"out={tmp_path / 'r'}"], rank=1, step=5)
     assert len(set(answers)) == 1
-    assert re.match(r"diverged at step 5 \(epoch 1\.250, lr .*\): loss nan", answers[0])
+    assert re.match(r"diverged at step 6 \(epoch 1\.500, lr .*\): loss nan", answers[0])
     end = runlog.read(tmp_path / "r")[-1]
     assert (end["event"], end["status"]) == ("end", "diverged")
 
