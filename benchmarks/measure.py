@@ -27,6 +27,7 @@ from torch import distributed
 from benchmarks.report import PEERS, table
 from legw_hpc import runlog
 from legw_hpc.comm import Comm, connect
+from legw_hpc.data.command import positive
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.device import processor
 from legw_hpc.launcher import launched, local_ranks
@@ -176,9 +177,9 @@ def run(name: str, about: str, cases: Callable[[Bench], Outcome], *, ranks: int 
 def _options(about: str, ranks: int, rounds: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="a smaller size and fewer rounds")
-    parser.add_argument("--ranks", type=int, default=ranks, help=f"default: {ranks}")
-    parser.add_argument("--threads", type=int, default=1, help="a rank (default: 1)")
-    parser.add_argument("--rounds", type=int, help=f"default: {rounds}; 3 if quick")
+    parser.add_argument("--ranks", type=positive, default=ranks, help=f"default: {ranks}")
+    parser.add_argument("--threads", type=positive, default=1, help="a rank (default: 1)")
+    parser.add_argument("--rounds", type=positive, help=f"default: {rounds}; 3 if quick")
     parser.add_argument("--source", type=Path, help="real data, where the benchmark can read some")
     parser.add_argument("--to", type=Path, help=f"folder for NAME.jsonl and NAME.md (default: {WHERE})")
     options = parser.parse_args()

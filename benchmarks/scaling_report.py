@@ -17,10 +17,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from legw_hpc.allowed import TWINS
 from legw_hpc.data.files import written_whole
 from legw_hpc.errors import InputError
 from legw_hpc.figures.quality import COLOURS
-from legw_hpc.recipe import TWINS
 from legw_hpc.records import Record, read
 
 DRAWS = 1000  # of a bootstrap: 25 lie beyond each end of its 95 %

@@ -26,9 +26,10 @@ from pathlib import Path
 
 from benchmarks import scaling_report
 from legw_hpc import local_runs
+from legw_hpc.allowed import TWINS
 from legw_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_RESUME, InputError, Interrupted
 from legw_hpc.grid import cells
-from legw_hpc.recipe import TWINS, load
+from legw_hpc.recipe import load
 from legw_hpc.submit.machine import load as load_machine
 from legw_hpc.sweep import missing
 

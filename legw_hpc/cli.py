@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from legw_hpc import errors, startup
 from legw_hpc.data import command as data_command
+from legw_hpc.data.command import positive
 from legw_hpc.data.files import keep_from_others
 from legw_hpc.launcher import alone, launched
 from legw_hpc.paper import command as paper_command
@@ -142,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         "doctor", "check MPI, Horovod, ranks, threads, HDF5 and disk; each fault with a remedy",
         "  legw-hpc doctor --ranks 2\n  srun --mpi=pmix legw-hpc doctor",
     )  # fmt: skip
-    doctor.add_argument("--ranks", type=int, default=0, help="also launch so many ranks here and let them agree")
+    doctor.add_argument("--ranks", type=positive, default=0, help="also launch so many ranks here and let them agree")
     return top
 
 

@@ -38,6 +38,8 @@ def curvature(name: str, overrides: Sequence[str], every: int, *, ranks: int = 1
     for option, number in (("every", every), ("ranks", ranks)):
         if number < 1:
             raise InputError(f"--{option} {number}: at least 1")
+    if given := [word for word in overrides if word.partition("=")[0].strip() == "curvature_every"]:
+        raise InputError(f"{given[0]}: here it is --every STEPS")
     words = [f"out={OUT}", *overrides, f"curvature_every={every}"]
     recipe = load(name, words)
     derive(recipe)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from legw_hpc.errors import InputError
-from legw_hpc.legw import Scaled, scale
+from legw_hpc.legw import Scaled, scale, split_scheme
 from legw_hpc.recipe import Recipe
-from legw_hpc.schedule import Schedule, build, decay_from
+from legw_hpc.schedule import Decay, Schedule, build, decay_from
 from legw_hpc.steps import Course, Stage, course
 
 MOST_ADDED = 300_000  # steps whose rates are added up for a line of text: about a second (measured, AMD EPYC)
@@ -104,8 +103,10 @@ class Derived:
         lr = "explicit" if "lr" in self.explicit else f"{recipe.scheme} of {base.lr:g} at batch {base.batch}"
         if "warmup_epochs" in self.explicit:
             warmup = "explicit"
-        else:
+        elif split_scheme(recipe.scheme)[1] == "legw":
             warmup = f"{recipe.scheme}; {base.warmup_epochs:g} at batch {base.batch}"
+        else:
+            warmup = f"{recipe.scheme}, at every batch"
         steps = self.course.until(now.warmup_epochs)
         tail = "" if self.last_batch == now.batch else f", the last of {self.last_batch:,} samples"
         grows = [f"{stage.batch:,} from epoch {stage.epoch}, {stage.per_epoch:,} steps each" for stage in self.course.stages[1:]]
@@ -114,7 +115,7 @@ class Derived:
             f"batch    {now.batch:,} = {base.batch:,} x k, k = {now.k:g}",
             f"lr       {now.lr:.6g}   ({lr})",
             f"warmup   {now.warmup_epochs:.6g} epochs = {steps:.1f} steps, {now.warmup}   ({warmup})",
-            f"decay    {recipe.decay} {_options(recipe.decays, recipe.decay)}".rstrip(),
+            f"decay    {recipe.decay} {_options(decay_of(recipe))}".rstrip(),
             *([f"growth   {'; '.join(grows)}"] if grows else []),
             f"steps    {self.steps_per_epoch:,} an epoch{tail}; {self.steps:,} in all",
             *self._distance(),
@@ -163,8 +164,9 @@ def derive(recipe: Recipe) -> Derived:
         if recipe.warmup_epochs is not None:
             shape = "gradual" if scaled.warmup == "none" else scaled.warmup
             scaled = dataclasses.replace(scaled, warmup=shape, warmup_epochs=recipe.warmup_epochs)
-        decay = decay_from(recipe.decay, **_tuples(recipe.decays.get(recipe.decay, {})))
-        schedule = build(scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay, warmup_lr=recipe.baseline.lr)
+        schedule = build(
+            scaled.lr, recipe.epochs, scaled.warmup, scaled.warmup_epochs, decay_of(recipe), warmup_lr=recipe.baseline.lr
+        )
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     whole = course(batches, (0, *recipe.growth.epochs), recipe.data.steps_per_epoch)
@@ -178,11 +180,16 @@ def derive(recipe: Recipe) -> Derived:
     return Derived(recipe, scaled, explicit, schedule, whole, steps, last)
 
 
-def _tuples(options: Any) -> dict[str, Any]:
-    if not isinstance(options, Mapping):
-        raise ValueError(f"the options of a decay must be a table, not {options!r}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+def decay_of(recipe: Recipe) -> Decay:
+    """The recipe's decay, with its defaults.
+
+    Raises:
+        ValueError: an unknown decay, or value of it.
+    """
+    given = recipe.decays.get(recipe.decay, {})
+    return decay_from(recipe.decay, **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 
-def _options(tables: Mapping[str, Any], name: str) -> str:
-    return ", ".join(f"{key} {value}" for key, value in tables.get(name, {}).items())
+def _options(decay: Decay) -> str:
+    told = {key: value for key, value in asdict(decay).items() if value != ()}
+    return ", ".join(f"{key} {list(value) if isinstance(value, tuple) else value}" for key, value in told.items())

@@ -147,8 +147,7 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     """
     keep_memory()
     with comm.together():
-        options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
-        app = apps.application(recipe.application, **options)
+        app = _application(recipe)
         training, evaluated = _open(recipe, app, comm.size)
     verify_together((training, *evaluated) if recipe.data.verify else (), comm)
     with comm.together():
@@ -295,10 +294,27 @@ def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tu
     return training, evaluated
 
 
+def check_choices(recipe: Recipe) -> None:
+    """What a rank would refuse of the application's and the solver's options, found without data and ranks.
+
+    Raises:
+        InputError: an unknown option, or a value that it does not take.
+    """
+    _application(recipe)
+    _optimizer(recipe, nn.Linear(1, 1))
+
+
+def _application(recipe: Recipe) -> apps.Application:
+    window = {"window": recipe.data.window} if recipe.data.window else {}
+    return apps.application(recipe.application, **recipe.options, **window)
+
+
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     """The learning rate is set before every step, from the schedule."""
-    groups = parameter_groups(model, recipe.exempt)
+    groups, options = parameter_groups(model, recipe.exempt), recipe.solvers.get(recipe.solver, {})
+    if "lr" in options:
+        raise InputError(f"recipe {recipe.name}: solvers.{recipe.solver}.lr: the learning rate is baseline.lr, or lr")
     try:
-        return solver(recipe.solver, groups, recipe.baseline.lr, **recipe.solvers.get(recipe.solver, {}))
+        return solver(recipe.solver, groups, recipe.baseline.lr, **options)
     except (ValueError, TypeError) as error:
         raise InputError(f"recipe {recipe.name}: {error}") from None

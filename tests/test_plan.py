@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.published_runs import Published
 from legw_hpc import apps
+from legw_hpc.allowed import SOLVERS
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.gradients import FlatGradients
@@ -19,7 +20,7 @@ from legw_hpc.plan import calibration
 from legw_hpc.plan.forecast import Forecast, forecast
 from legw_hpc.plan.gradient import OPTIONS, gradient_bytes, parameters, update_passes
 from legw_hpc.plan.model import Work, step
-from legw_hpc.recipe import SOLVERS, available, load
+from legw_hpc.recipe import available, load
 from legw_hpc.submit import machine as machines
 
 RESNET = "imagenet-resnet50"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from legw_hpc import recipe as recipe_names
+from legw_hpc import allowed
 from legw_hpc.apps import APPLICATIONS
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
@@ -97,7 +97,7 @@ def test_a_text_is_read_in_windows_and_nothing_else_is(name: str, window: int) -
 def test_the_micro_batch_belongs_to_a_run_with_batch_norm_alone() -> None:
     assert "micro_batch" in load("cifar10-resnet20").identity()
     assert "micro_batch" not in load("mnist-lstm").identity()
-    assert set(recipe_names.NORMALISED) | set(recipe_names.TEXTS) < set(recipe_names.APPLICATIONS)
+    assert set(allowed.NORMALISED) | set(allowed.TEXTS) < set(allowed.APPLICATIONS)
 
 
 def test_overriding_the_batch_rescales_what_depends_on_it() -> None:
@@ -150,8 +150,8 @@ def test_overrides_are_toml(tmp_path: Path) -> None:
 
 
 def test_the_names_that_recipes_know_are_those_of_the_code() -> None:
-    assert list(recipe_names.SOLVERS) == list(SOLVERS)
-    assert list(recipe_names.APPLICATIONS) == list(APPLICATIONS)
+    assert list(allowed.SOLVERS) == list(SOLVERS)
+    assert list(allowed.APPLICATIONS) == list(APPLICATIONS)
 
 
 def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
@@ -195,6 +195,11 @@ BAD = [
     (["checkpoint.keep=0"], ["keep", "0"]),
     (["out={date}"], ["date", "{batch}"]),
     (["8192"], ["8192", "key=value"]),
+    (["comm=gloo"], ["gloo", "horovod"]),
+    (["device=tpu"], ["tpu", "cuda"]),
+    (["solver=nesterov", "solvers.nestorov.momentum=0.5"], ["solvers.nestorov", "nesterov"]),
+    (["solvers.lars=5"], ["solvers.lars", "table", "5"]),
+    (["decays.cosine.power=2"], ["decays.cosine", "poly"]),
     (["solver=lion"], ["lion", "momentum"]),
     (["application=mnist"], ["mnist", "mnist-lstm"]),
     (["batch=60000", "epochs=0.4", "scheme=none"], ["0.4", "no step"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -120,9 +121,22 @@ def test_rmsprop_turns_into_sgd(name: str) -> None:
     assert not torch.equal(weights[0], start)
 
 
-@pytest.mark.parametrize(("name", "options"), [("adamw2", {}), ("sgd", {"momentum": 0.9}), ("adam", {"eta": 1})])
-def test_refused(name: str, options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=name):
+REFUSED = [
+    ("adamw2", {}, "adamw2"),
+    ("sgd", {"momentum": 0.9}, "sgd has no option 'momentum'"),
+    ("adam", {"eta": 1}, "adam has no option 'eta'"),
+    ("momentum", {"momentum": 1.5}, "momentum: momentum must be a number of at least 0 and below 1, not 1.5"),
+    ("momentum", {"weight_decay": True}, "weight_decay must be a number of at least 0, not True"),
+    ("adam", {"beta2": "x"}, "beta2 must be a number .* not 'x'"),
+    ("lars", {"eta": math.nan}, "eta must be a number .* not nan"),
+    ("lars", {"variant": 3}, "variant must be a str, not 3"),
+    ("lars", {"clip": 1}, "clip must be a bool, not 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "words"), REFUSED)
+def test_refused(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         solver(name, [torch.zeros(1, requires_grad=True)], 0.1, **options)
 
 

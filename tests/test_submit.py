@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from legw_hpc.allowed import APPLICATIONS
 from legw_hpc.errors import InputError
-from legw_hpc.recipe import APPLICATIONS
 from legw_hpc.submit import machine as machines
 from legw_hpc.submit import memory, pbs, send, slurm
 from legw_hpc.submit.__main__ import scripts

@@ -52,6 +52,13 @@ def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stub
     missing = cli(*[word if not word.startswith("data.dir") else "data.dir=nowhere" for word in login])
     assert missing.returncode == 2
     assert "nowhere: no shards here" in missing.stderr
+    for wrong, named in {
+        "options.init=foo": "foo", "options.foo=1": "foo", "solvers.momentum.momentm=0.9": "momentm",
+        "solvers.momentum.momentum=2": "momentum must be a number",
+    }.items():  # fmt: skip
+        refused = cli(*login, wrong)  # hours later the ranks would
+        assert refused.returncode == 2
+        assert named in refused.stderr
     assert "--stage: " in cli(*login, "--stage", "--set", "local_gb=0.00001").stderr
     (stubs.bin / "sbatch").unlink()
     monkeypatch.setenv("PATH", str(stubs.bin))  # this machine may have a real one

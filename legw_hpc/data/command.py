@@ -21,7 +21,7 @@ def arguments(data: argparse.ArgumentParser) -> None:
         return made
 
     def samples_per_shard(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--samples-per-shard", type=_positive, help="default: about 1 GiB a shard")
+        command.add_argument("--samples-per-shard", type=positive, help="default: about 1 GiB a shard")
 
     mnist = source("mnist", "MNIST from its four IDX files")
     where = mnist.add_mutually_exclusive_group(required=True)
@@ -40,9 +40,9 @@ def arguments(data: argparse.ArgumentParser) -> None:
         images = source(name, summary)
         images.add_argument("--source", type=Path, required=True, help="folder with train and val")
         images.add_argument(
-            "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
+            "--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
         )
-        images.add_argument("--shard-bytes", type=_positive, help="default: 1 GiB")
+        images.add_argument("--shard-bytes", type=positive, help="default: 1 GiB")
         images.add_argument("--skip-broken", action="store_true", help="leave out images that do not decode, and name them")
         if name == "imagenet":
             images.add_argument(
@@ -57,9 +57,9 @@ def arguments(data: argparse.ArgumentParser) -> None:
     samples_per_shard(small)
     synthetic = source("synthetic", "random samples of any shape")
     synthetic.add_argument("--shape", type=_shape, default=(28, 28), help="of a sample (default: 28,28)")
-    synthetic.add_argument("--classes", type=_positive, default=10, help="default: 10")
-    synthetic.add_argument("--train", type=_positive, default=60000, help="samples (default: 60000)")
-    synthetic.add_argument("--test", type=_positive, default=10000, help="samples (default: 10000)")
+    synthetic.add_argument("--classes", type=positive, default=10, help="default: 10")
+    synthetic.add_argument("--train", type=positive, default=60000, help="samples (default: 60000)")
+    synthetic.add_argument("--test", type=positive, default=10000, help="samples (default: 10000)")
     synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
     samples_per_shard(synthetic)
     stage = sources.add_parser(
@@ -72,14 +72,15 @@ def arguments(data: argparse.ArgumentParser) -> None:
     verify.add_argument("--repair-index", action="store_true", help="make a lost or damaged index again, if all shards are whole")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, of a command line."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
     return int(text)
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+    return tuple(positive(part) for part in text.split(","))
 
 
 def run(options: argparse.Namespace) -> None:

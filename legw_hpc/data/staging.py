@@ -7,13 +7,16 @@ import shutil
 import time
 from pathlib import Path
 
+from legw_hpc.data.format import INDEX
 from legw_hpc.data.shards import verify
 from legw_hpc.errors import InputError
 
-WHOLE, BROKEN = ".whole", ".broken"
+BEGUN, WHOLE, BROKEN = ".begun", ".whole", ".broken"
 POLL_SECONDS = 0.5
 # A process that copies and is killed leaves no word; its launcher ends the others, or this does (assumed).
 LONGEST_SECONDS = 4 * 3600.0
+# Between making the folder and saying so: a call each (assumed).
+BEGIN_SECONDS = 10.0
 
 
 def stage(source: Path, to: Path) -> bool:
@@ -27,16 +30,19 @@ def stage(source: Path, to: Path) -> bool:
         Did this process copy.
 
     Raises:
-        InputError: the copy is not whole, on every process of the node.
+        InputError: the copy is not whole, on every process of the node; `to` is there and is none, or one of other data.
     """
     try:
         to.mkdir()  # one of them succeeds: no ranks needed, and no MPI
     except FileExistsError:
         _wait(to)
+        if (to / INDEX).read_bytes() != (source / INDEX).read_bytes():
+            raise InputError(f"{to}: it is there already, with other data than {source}") from None
         return False
     except OSError as error:
         raise InputError(f"{to}: cannot make this folder: {error.strerror}") from None
     try:
+        (to / BEGUN).touch()
         shutil.copytree(source, to, dirs_exist_ok=True)
         verify(to)
     except (OSError, InputError) as error:
@@ -51,6 +57,8 @@ def stage(source: Path, to: Path) -> bool:
 def _wait(to: Path) -> None:
     start = time.monotonic()
     while not (to / WHOLE).exists():
+        if not (to / BEGUN).exists() and (time.monotonic() - start > BEGIN_SECONDS or not to.is_dir() or any(to.iterdir())):
+            raise InputError(f"{to}: it is there already, and no copy that another process of this node makes")
         if (to / BROKEN).exists():
             raise InputError(f"{to}: another process of this node could not make the copy")
         if time.monotonic() - start > LONGEST_SECONDS:

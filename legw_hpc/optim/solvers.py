@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,10 @@ SOLVERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
+# What is kept of a mean or a velocity from one step to the next.
+SHARES = ("momentum", "alpha", "beta1", "beta2", "rho")
+
+
 def solver(name: str, params: Any, lr: float, **options: Any) -> Optimizer:
     """An optimizer by name.
 
@@ -78,8 +83,20 @@ def solver(name: str, params: Any, lr: float, **options: Any) -> Optimizer:
     for option in options:
         if option not in known:
             raise ValueError(f"solver {name} has no option {option!r}: it takes {', '.join(known)}")
+        _check(name, option, options[option], inspect.signature(SOLVERS[name]).parameters[option].default)
     mark_methods()
     return SOLVERS[name](params, lr, **options)
+
+
+def _check(name: str, option: str, value: Any, default: Any) -> None:
+    """A value of the default's kind; a share of what was before is below 1."""
+    if isinstance(default, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 0 or (option in SHARES and value >= 1):
+            below = " and below 1" if option in SHARES else ""
+            raise ValueError(f"solver {name}: {option} must be a number of at least 0{below}, not {value!r}")
+    elif not isinstance(value, type(default)):
+        raise ValueError(f"solver {name}: {option} must be a {type(default).__name__}, not {value!r}")
 
 
 def parameter_groups(model: nn.Module, exempt: bool = True) -> list[dict[str, Any]]:

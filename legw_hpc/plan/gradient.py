@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from legw_hpc.allowed import APPLICATIONS
 from legw_hpc.errors import InputError
-from legw_hpc.recipe import APPLICATIONS, Recipe
+from legw_hpc.recipe import Recipe
 
 # Passes of the update over the parameters: reading the gradient once for its norm and once to step, reading and
 # writing the weights, and each buffer that the solver keeps (derived; a fused kernel, as optim/ has them).

@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
     from legw_hpc.submit import send
     from legw_hpc.submit.job import Options, make
     from legw_hpc.submit.machine import load as load_machine
+    from legw_hpc.work import check_choices  # torch: what ranks would refuse hours later
 
     chosen = [f"scheduler={options.scheduler}"] if options.scheduler else []
     machine = load_machine(options.machine, [*options.set, *chosen])
@@ -61,6 +62,8 @@ def run(options: argparse.Namespace) -> None:
         bin=str(Path(sys.prefix) / "bin"),
     )  # fmt: skip
     job = make(options.recipe, options.overrides, machine, wanted)
+    for name, *overrides in job.tasks:
+        check_choices(load(name, overrides))
     job = make(options.recipe, options.overrides, machine, dataclasses.replace(wanted, number=send.next_number(job.file.parent)))
     if options.dry_run:
         print(send.text(job), end="")

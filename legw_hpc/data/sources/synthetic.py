@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from legw_hpc.errors import InputError
 
 # Samples made at a time (assumed): keeps memory small for any count.
 BLOCK = 4096
+# Bytes of a sample (assumed): a film in full, and a block of them is made in memory.
+LARGEST = 1 << 24
 
 
 def write(
@@ -34,12 +37,16 @@ def write(
         samples_per_shard: by size if None.
 
     Raises:
-        InputError: a count, shape or number of classes below 1.
+        InputError: a count, shape or number of classes below 1, a seed below 0, too large a sample.
     """
     numbers = {"classes": classes, "train": train, "test": test, **{f"shape[{i}]": n for i, n in enumerate(shape)}}
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"synthetic {name} must be at least 1, not {number}")
+    if seed < 0:
+        raise InputError(f"synthetic seed must be at least 0, not {seed}")
+    if math.prod(shape) > LARGEST:
+        raise InputError(f"synthetic shape {list(shape)}: a sample of {math.prod(shape):,} bytes; at most {LARGEST:,}")
     if not shape:
         raise InputError("synthetic shape needs at least one dimension")
     fields = {"image": Field("uint8", shape), "label": Field("int64", (), classes=classes)}
