@@ -211,6 +211,13 @@ def test_a_flipped_byte_in_a_shard_is_found_before_anything_is_trained(
     assert cli("train", *words).returncode == 0
 
 
+def test_more_threads_than_cores_are_told(cli: Cli, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*arguments, "max_steps=1", "evaluate=false"]
+    assert "threads a rank on" not in cli("train", *words, "out=a").stdout
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1000)
+    assert "note     1000 threads a rank on" in cli("train", *words, "out=b").stdout
+
+
 def test_a_seed_may_be_any_whole_number(cli: Cli, arguments: list[str]) -> None:
     assert cli("train", *arguments, "seed=20261122123456", "max_steps=2", "out=r").returncode == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stub
     assert not (stubs.folder / "runs").exists()
     stubs.says("sbatch", "echo 'Batch job submission failed: Invalid account' >&2; exit 1")
     assert "Invalid account" in cli(*login).stderr
+
+
+def test_a_login_node_without_torch_submits_with_a_note(
+    login: list[str], cli: Cli, stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubs.says("sbatch", "echo 41")
+    monkeypatch.setitem(sys.modules, "legw_hpc.work", None)
+    done = cli(*login)
+    assert done.returncode == 0
+    assert "options of solver and application are not checked here" in done.stderr
 
 
 def test_submit_refuses_a_finished_run_and_a_strangers_folder(login: list[str], cli: Cli, stubs: Stubs) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from legw_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    from legw_hpc.recipe import Recipe
 
 EXAMPLES = (
     "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --dry-run\n"
@@ -51,7 +56,6 @@ def run(options: argparse.Namespace) -> None:
     from legw_hpc.submit import send
     from legw_hpc.submit.job import Options, make
     from legw_hpc.submit.machine import load as load_machine
-    from legw_hpc.work import check_choices  # torch: what ranks would refuse hours later
 
     chosen = [f"scheduler={options.scheduler}"] if options.scheduler else []
     machine = load_machine(options.machine, [*options.set, *chosen])
@@ -62,8 +66,7 @@ def run(options: argparse.Namespace) -> None:
         bin=str(Path(sys.prefix) / "bin"),
     )  # fmt: skip
     job = make(options.recipe, options.overrides, machine, wanted)
-    for name, *overrides in job.tasks:
-        check_choices(load(name, overrides))
+    _check_choices([load(name, overrides) for name, *overrides in job.tasks])
     job = make(options.recipe, options.overrides, machine, dataclasses.replace(wanted, number=send.next_number(job.file.parent)))
     if options.dry_run:
         print(send.text(job), end="")
@@ -79,3 +82,14 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"job {' '.join(ids)}: {job.nodes} nodes, {job.ranks} ranks, at most {job.node_hours:,.1f} node-hours{units}; {job.file}"
     )
+
+
+def _check_choices(recipes: Sequence[Recipe]) -> None:
+    """What the ranks would refuse hours later."""
+    try:
+        from legw_hpc.work import check_choices  # torch
+    except (ImportError, OSError) as error:  # a login node without a library that nodes have
+        print(f"note: options of solver and application are not checked here: {error}", file=sys.stderr)
+        return
+    for recipe in recipes:
+        check_choices(recipe)
