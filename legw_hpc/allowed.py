@@ -13,6 +13,7 @@ from legw_hpc.schedule import DECAYS
 if TYPE_CHECKING:
     from legw_hpc.recipe import Recipe
 
+# The names alone, so that `plan` refuses an unknown one without torch; tests hold them equal to the code's.
 APPLICATIONS = ("mnist-lstm", "ptb-lstm", "resnet50", "resnet20")
 SOLVERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adadelta", "lars", "rmsprop-warmup")
 # Those with batch norm: the micro-batch decides what is normalised together, so it is part of the result.

@@ -192,4 +192,6 @@ def decay_of(recipe: Recipe) -> Decay:
 
 def _options(decay: Decay) -> str:
     told = {key: value for key, value in asdict(decay).items() if value != ()}
+    if "factors" in told:  # in place of the one
+        del told["factor"]
     return ", ".join(f"{key} {list(value) if isinstance(value, tuple) else value}" for key, value in told.items())

@@ -13,6 +13,8 @@ import torch
 from legw_hpc.comm import Comm
 from legw_hpc.errors import InputError
 
+DEVICES = ("auto", "cpu", "cuda")
+
 
 def choose_device(wanted: str, comm: Comm) -> torch.device:
     """ "cpu", or the GPU of this local rank.
@@ -25,8 +27,8 @@ def choose_device(wanted: str, comm: Comm) -> torch.device:
     Raises:
         InputError: no GPU for this rank, or an unknown name.
     """
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown device {wanted!r}: auto, cpu or cuda")
+    if wanted not in DEVICES:
+        raise InputError(f"unknown device {wanted!r}: one of {', '.join(DEVICES)}")
     seen = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and not (seen and comm.gpu)):
         return torch.device("cpu")

@@ -25,7 +25,6 @@ from legw_hpc.allowed import APPLICATIONS, NORMALISED, check
 from legw_hpc.errors import InputError
 from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline
 
-# The names alone, so that `plan` refuses an unknown one without torch; tests hold them equal to the code's.
 # Above this a measured micro-batch (tuning.py) only costs memory (assumed).
 MOST_MEASURED = 1024
 

@@ -106,7 +106,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     every = _Every(recipe, derived, comm.rank == 0)
     metrics: dict[str, float] | None = None
     logged, estimates = dataclasses.replace(timing), list[noise.Noise]()
-    doing = done + 1
+    doing = done  # the step that a divergence is of
 
     def keep(step: int) -> None:
         work.check(step)
@@ -119,6 +119,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
     try:
         if recipe.evaluate and 0 < done < derived.last and every.evaluation_due(done) and not folder.evaluation(done):
             _score(work, done, timing, log, progress)  # it was stopped between the step and its evaluation
+        doing = min(done + 1, derived.last)
         with closing(work.train(done, timing, carried, asks, progress.within)) as steps:
             for at in steps:
                 doing = at.step
@@ -142,7 +143,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
                     keep(at.step)
                 if stops:
                     raise Interrupted(f"stopped by a signal after step {at.step} of {derived.last}; the same command goes on")
-                doing = at.step + 1
+                doing = min(at.step + 1, derived.last)
         if metrics is None and recipe.evaluate:  # the run had ended with a checkpoint, and only its result was missing
             metrics = folder.evaluation(derived.last) or _score(work, derived.last, timing, log, progress)
     except Diverged as error:

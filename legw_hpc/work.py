@@ -305,8 +305,8 @@ def check_choices(recipe: Recipe) -> None:
 
 
 def _application(recipe: Recipe) -> apps.Application:
-    window = {"window": recipe.data.window} if recipe.data.window else {}
-    return apps.application(recipe.application, **recipe.options, **window)
+    options = dict(recipe.options) | ({"window": recipe.data.window} if recipe.data.window else {})
+    return apps.application(recipe.application, **options)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

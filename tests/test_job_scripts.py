@@ -340,6 +340,12 @@ def test_what_is_there_and_no_copy_is_not_waited_for(
         staging.stage(shards, to)
 
 
+def test_a_source_that_is_not_there_is_named(shards: Path, tmp_path: Path) -> None:
+    staging.stage(shards, tmp_path / "to")
+    with pytest.raises(InputError, match=r"nowhere/index\.json: cannot be read"):
+        staging.stage(tmp_path / "nowhere", tmp_path / "to")
+
+
 def test_a_copy_that_is_not_whole_is_refused_by_all(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "source"
     shutil.copytree(shards, broken)

@@ -10,7 +10,9 @@ import pytest
 
 from legw_hpc import allowed
 from legw_hpc.apps import APPLICATIONS
+from legw_hpc.comm.base import BACKENDS
 from legw_hpc.derived import derive
+from legw_hpc.device import DEVICES
 from legw_hpc.errors import InputError
 from legw_hpc.optim import SOLVERS
 from legw_hpc.recipe import RECIPES, available, load
@@ -152,6 +154,8 @@ def test_overrides_are_toml(tmp_path: Path) -> None:
 def test_the_names_that_recipes_know_are_those_of_the_code() -> None:
     assert list(allowed.SOLVERS) == list(SOLVERS)
     assert list(allowed.APPLICATIONS) == list(APPLICATIONS)
+    assert list(allowed.COMMS) == list(BACKENDS)
+    assert list(allowed.DEVICES) == list(DEVICES)
 
 
 def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:

@@ -286,6 +286,20 @@ def test_a_result_that_is_not_finite_is_a_divergence(
     assert (end["status"], end["step"]) == ("diverged", 3)
 
 
+def test_a_result_that_is_not_finite_after_a_resume_is_one_of_its_step(
+    cli: Cli, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped with its last checkpoint; found once, it is a record."""
+    assert cli("train", *arguments, "out=r", "max_steps=3").returncode == 0
+    unfinished(tmp_path / "r")
+    log = tmp_path / "r" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"eval"' not in line))
+    monkeypatch.setattr("legw_hpc.work.Work.score", lambda work: {"accuracy": 10.0, "loss": float("inf")})
+    for _ in range(2):
+        assert cli("train", *arguments, "out=r", "max_steps=3").returncode == 3
+    assert [(line["step"], line["status"]) for line in runlog.read(tmp_path / "r") if line["event"] == "end"] == [(3, "diverged")]
+
+
 def test_weights_that_are_not_finite_do_not_replace_the_last_good_checkpoint(
     cli: Cli, arguments: list[str], tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ REFUSED = [
     ("momentum", {"weight_decay": True}, "weight_decay must be a number of at least 0, not True"),
     ("adam", {"beta2": "x"}, "beta2 must be a number .* not 'x'"),
     ("lars", {"eta": math.nan}, "eta must be a number .* not nan"),
+    ("momentum", {"weight_decay": 10**400}, "weight_decay must be a number of at least 0"),
     ("lars", {"variant": 3}, "variant must be a str, not 3"),
     ("lars", {"clip": 1}, "clip must be a bool, not 1"),
 ]

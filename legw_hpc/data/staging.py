@@ -36,7 +36,11 @@ def stage(source: Path, to: Path) -> bool:
         to.mkdir()  # one of them succeeds: no ranks needed, and no MPI
     except FileExistsError:
         _wait(to)
-        if (to / INDEX).read_bytes() != (source / INDEX).read_bytes():
+        try:
+            alike = (to / INDEX).read_bytes() == (source / INDEX).read_bytes()
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        if not alike:
             raise InputError(f"{to}: it is there already, with other data than {source}") from None
         return False
     except OSError as error:
@@ -57,7 +61,8 @@ def stage(source: Path, to: Path) -> bool:
 def _wait(to: Path) -> None:
     start = time.monotonic()
     while not (to / WHOLE).exists():
-        if not (to / BEGUN).exists() and (time.monotonic() - start > BEGIN_SECONDS or not to.is_dir() or any(to.iterdir())):
+        strange = time.monotonic() - start > BEGIN_SECONDS or not to.is_dir() or any(to.iterdir())
+        if strange and not (to / BEGUN).exists():  # asked last: whatever a copy has in it, this came first
             raise InputError(f"{to}: it is there already, and no copy that another process of this node makes")
         if (to / BROKEN).exists():
             raise InputError(f"{to}: another process of this node could not make the copy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +60,7 @@ SOLVERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
+MOST = 1e30  # of any number, beyond all use (assumed)
 # What is kept of a mean or a velocity from one step to the next.
 SHARES = ("momentum", "alpha", "beta1", "beta2", "rho")
 
@@ -75,7 +75,7 @@ def solver(name: str, params: Any, lr: float, **options: Any) -> Optimizer:
         options: what that solver takes besides (momentum, weight_decay, eta ...).
 
     Raises:
-        ValueError: an unknown solver, or an option that it does not take.
+        ValueError: an unknown solver, an option that it does not take, or a value that is none of it.
     """
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {name!r}: one of {', '.join(SOLVERS)}")
@@ -91,8 +91,8 @@ def solver(name: str, params: Any, lr: float, **options: Any) -> Optimizer:
 def _check(name: str, option: str, value: Any, default: Any) -> None:
     """A value of the default's kind; a share of what was before is below 1."""
     if isinstance(default, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < 0 or (option in SHARES and value >= 1):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < MOST or (option in SHARES and value >= 1):
             below = " and below 1" if option in SHARES else ""
             raise ValueError(f"solver {name}: {option} must be a number of at least 0{below}, not {value!r}")
     elif not isinstance(value, type(default)):

@@ -81,7 +81,7 @@ def check_folder(recipe: Recipe) -> None:
     folder, identity = recipe.out_folder(), json.loads(json.dumps(recipe.identity()))
     end: dict[str, Any] = next((line for line in reversed(runlog.read(folder)) if line.get("event") == "end"), {})
     # A run that ended at max_steps goes on with more of them.
-    if end.get("status") == "diverged" or end.get("steps", 0) >= derive(recipe).last:
+    if end and runlog.settles(end, derive(recipe).last):
         raise InputError(f"{folder}: this run has ended ({end['status']}); see legw-hpc status {folder}")
     try:
         theirs = json.loads((folder / "recipe.json").read_text())

@@ -142,8 +142,9 @@ def test_ranks_agree_on_a_measured_micro_batch(
 def test_a_twin_without_exchange_trains_each_rank_alone(together: Path, arguments: list[str], tmp_path: Path) -> None:
     """Rank 0's weights are those of its half of each batch, with the loss divided by the whole; see twins.py."""
     apart = trained(2, [*arguments, *IN_PIECES, "twin=no-exchange", "max_steps=3"], tmp_path / "apart")
+    whole = crashed(together, 3, tmp_path / "together")
     with pytest.raises(AssertionError):
-        close(apart, crashed(together, 3, tmp_path / "together"))
+        close(apart, whole)
     times = [line["exchange"] for line in runlog.read(tmp_path / "apart") if line["event"] == "step"]
     assert max(times) < 0.01
 
