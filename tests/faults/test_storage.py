@@ -177,7 +177,8 @@ def test_a_folder_that_is_lost_during_the_run_is_named_and_its_last_checkpoint_s
     assert words in said
     assert "Traceback" not in said
     mend(run)
-    again = subprocess.run([*command, "max_steps=1"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    last = max((run / "checkpoints").glob("*.json")).stem.removeprefix("step-")
+    again = subprocess.run([*command, f"max_steps={int(last) + 1}"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "; resumed after step " in again.stdout, again.stderr
 
 

@@ -234,7 +234,10 @@ def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str
     comm, marks = connect("auto"), Path(folder) / STALLED
 
     def seen() -> list[str]:
-        return sorted(path.name for path in marks.glob("*/*.json"))
+        try:
+            return sorted(path.name for path in marks.glob("*/*.json"))
+        except FileNotFoundError:  # the last of them has just gone, and its folder with it
+            return []
 
     try:
         with watching(Path(folder), comm, seconds):
