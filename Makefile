@@ -1,7 +1,7 @@
 # make          set everything up in .venv (see .setup/install.py)
 # make demo     ... and train: two MPI ranks, LEGW beside linear scaling, table and plot in demo/
-# make test     ... and run all checks and tests: 12 minutes on 2 cores
-# make test-faults    ranks that die or hang, disks that fill, a short campaign: 14 minutes; make test-slurm    the job scripts on a SLURM that answers here
+# make test     ... and run all checks and tests: 10 minutes on 2 cores
+# make test-faults    ranks that die or hang, disks that fill, a short campaign: 9 minutes; make test-slurm    the job scripts on a SLURM that answers here
 # make faults   216 faults, each followed by a resume: about 45 minutes, results/faults.md
 # make fuzz     the readers of files under a fuzzer, a million inputs: results/fuzz.md
 # make results  draw every page of results/ again from the logs kept there; nothing is trained
