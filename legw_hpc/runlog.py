@@ -100,7 +100,7 @@ class RunLog:
 def settles(end: Mapping[str, Any], last: int) -> bool:
     """Is there nothing left to train of a run of `last` steps whose log ends so; one that diverged did so on the way.
 
-    Logs of before December 2026 do not tell at which step: their whole run was the one that diverged.
+    An older log does not tell at which step: it is taken for any length of its run.
     """
     return bool(end.get("step", 0) <= last if end["status"] == "diverged" else end["steps"] >= last)
 

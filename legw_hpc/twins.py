@@ -24,7 +24,7 @@ class Apart(Comm):
     """
 
     def __init__(self, comm: Comm):
-        vars(self).update({name: value for name, value in vars(comm).items() if name != "beats"})
+        vars(self).update(vars(comm))
         self._comm, self.name = comm, comm.name
 
     @property
