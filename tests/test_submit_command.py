@@ -55,7 +55,7 @@ def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stub
     assert "nowhere: no shards here" in missing.stderr
     for wrong, named in {
         "options.init=foo": "foo", "options.foo=1": "foo", "solvers.momentum.momentm=0.9": "momentm",
-        "solvers.momentum.momentum=2": "momentum must be a number",
+        "solvers.momentum.momentum=2": "momentum must be a number", "start=runs/gone": "start=runs/gone: no run there",
     }.items():  # fmt: skip
         refused = cli(*login, wrong)  # hours later the ranks would
         assert refused.returncode == 2

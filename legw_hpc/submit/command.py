@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +66,6 @@ def run(options: argparse.Namespace) -> None:
     )  # fmt: skip
     job = make(options.recipe, options.overrides, machine, wanted)
     _check_choices([load(name, overrides) for name, *overrides in job.tasks])
-    job = make(options.recipe, options.overrides, machine, dataclasses.replace(wanted, number=send.next_number(job.file.parent)))
     if options.dry_run:
         print(send.text(job), end="")
         return
@@ -76,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
     for name, *overrides in job.tasks:
         recipe = load(name, overrides)
         send.check_folder(recipe)
+        send.check_start(recipe)
         send.check_data(recipe, machine if options.stage else None)
     ids = send.send(job)
     units = f" = {job.node_hours * machine.charge:,.1f} units" if machine.charge not in (0, 1) else ""

@@ -30,7 +30,6 @@ class Options:
         stage: copy the shards to node-local storage.
         unpack: a file of jobs/pack.sh: the environment, unpacked on every node.
         bin: folder of `legw-hpc`; put on the PATH.
-        number: of this submission in its folder.
     """
 
     nodes: int
@@ -43,7 +42,6 @@ class Options:
     stage: bool = False
     unpack: str = ""
     bin: str = ""
-    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,16 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
     return Job(
         name=job_name(first.name if options.array else f"b{first.batch}-{first.name}"),
         machine=machine, nodes=options.nodes, seconds=time, threads=threads, tasks=tasks, chain=options.chain,
-        file=folder / f"{options.number}.{suffix}", account=options.account, partition=options.partition,
+        file=folder / f"{_next_number(folder)}.{suffix}", account=options.account, partition=options.partition,
         bin=options.bin, stage=str(first.data.folder()) if options.stage else "", unpack=options.unpack,
         array=options.array,
     )  # fmt: skip
+
+
+def _next_number(folder: Path) -> int:
+    """Of the next script in a jobs folder."""
+    taken = [int(found[1]) for path in folder.glob("*") if (found := re.fullmatch(r"(\d+)\.(?:sbatch|pbs)", path.name))]
+    return max(taken, default=0) + 1
 
 
 def generic(machine: Machine, file: Path) -> Job:

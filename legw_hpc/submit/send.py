@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -93,6 +92,17 @@ def check_folder(recipe: Recipe) -> None:
             raise InputError(f"{folder}: holds a run with {key} {theirs.get(key)!r}, {mine}")
 
 
+def check_start(recipe: Recipe) -> None:
+    """Refuse a run that is to begin with the weights of one that is not there.  One that has begun needs them no more.
+
+    Raises:
+        InputError: names it.
+    """
+    begun = (recipe.out_folder() / runlog.LOG).is_file()
+    if recipe.start and not begun and not (Path(recipe.start) / runlog.LOG).is_file():
+        raise InputError(f"start={recipe.start}: no run there")
+
+
 def check_data(recipe: Recipe, staged: Machine | None = None) -> None:
     """Refuse a job whose shards are not there, or too large for the local storage of a machine they are copied to.
 
@@ -105,9 +115,3 @@ def check_data(recipe: Recipe, staged: Machine | None = None) -> None:
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     if staged and size > staged.local_gb:
         raise InputError(f"--stage: {folder} has {size:,.1f} GB, {staged.local} of machine {staged.name} {staged.local_gb:g} GB")
-
-
-def next_number(folder: Path) -> int:
-    """Of the next script in a jobs folder."""
-    taken = [int(found[1]) for path in folder.glob("*") if (found := re.fullmatch(r"(\d+)\.(?:sbatch|pbs)", path.name))]
-    return max(taken, default=0) + 1
