@@ -77,6 +77,7 @@ class Probe:
             return None
         direction = flat.gradients / norm
         here, there = [p.detach().clone() for p in flat.parameters], flat.buffer.clone()
+        kept = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         with torch.no_grad():
             for p, v in zip(flat.parameters, flat.views(direction), strict=True):
                 p.add_(v, alpha=EPSILON)
@@ -85,6 +86,8 @@ class Probe:
         with torch.no_grad():
             for p, old in zip(flat.parameters, here, strict=True):
                 p.copy_(old)
+            for buffer, old in kept:  # what a layer such as torch's batch norm has seen
+                buffer.copy_(old)
         flat.buffer.copy_(there)
         return abs(torch.dot(direction.double(), change).item()) / EPSILON
 

@@ -5,8 +5,12 @@ Pure Python: `plan` asks it as well as the loader.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+# Of a multiple that a quotient misses by rounding: more than that, and less than a step (assumed: no epoch has 1e8).
+_ROUNDED = 1e-9
 
 
 def shuffled(samples: int, batch: int) -> int:
@@ -63,8 +67,7 @@ class Course:
 
     def multiples(self, every: float, step: int) -> int:
         """How many multiples of so many epochs there are up to a step."""
-        stage = self.stage(step)
-        return int(stage.epoch / every + (step - stage.step) / (every * stage.per_epoch))
+        return math.floor(self.epoch(step) / every + _ROUNDED)
 
     def steps(self, epochs: float) -> int:
         """Of a run of so many epochs, which end in the last stage."""

@@ -41,6 +41,7 @@ class Work:
     Attributes:
         recipe: with the micro-batch that was measured, if it asks for that.
         tuned: how it was found.
+        meets: the ranks meet in layers of the model, so that each has as many micro-batches in a step as any other.
         infinite: buffers of the model that are not finite by design, such as a mask of -inf.
         evaluated: the splits that `score` reads; the metrics of the first are the run's.
         threads: of this rank.
@@ -59,6 +60,7 @@ class Work:
     precision: Precision
     order: Order
     tuned: tuning.Tuned | None
+    meets: bool
     infinite: frozenset[str]
 
     @property
@@ -105,8 +107,7 @@ class Work:
         recipe = self.recipe
         steps = train_steps(
             self.training, self.app.decode, order=self.order, micro_batch=recipe.micro_batch,
-            even=recipe.options.get("batch_norm") == "sync",  # the ranks meet in every micro-batch
-            first=first, last=self.derived.last, rank=self.comm.rank, size=self.comm.size, device=self.device,
+            even=self.meets, first=first, last=self.derived.last, rank=self.comm.rank, size=self.comm.size, device=self.device,
         )  # fmt: skip
         probe = Probe(self.app, self.model, recipe, self.comm, carried) if recipe.curvature_every else None
         watched = steps if probe is None else probe.watch(steps)
@@ -164,7 +165,9 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         _begin(recipe, comm, model)
     learn_alike(comm, training, model)
     check_distinct(device, comm)
-    synchronise(model, comm.sum_)
+    meets = synchronise(model, comm.sum_) > 0
+    if meets and recipe.twin == "no-exchange":
+        raise InputError("twin=no-exchange, but the model has layers in which the ranks exchange", agreed=True)
     threads = set_threads(recipe.threads, comm)
     augment.set_threads(recipe.input_threads or threads)
     precision, order = Precision(recipe.precision, device), _order(recipe, derived)
@@ -176,8 +179,9 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         derived = replace(derived, recipe=recipe)
     infinite = frozenset(_not_finite(_tensors(model))) - dict(model.named_parameters()).keys()
     return Work(
-        recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, order, tuned, infinite
-    )
+        recipe, comm, app, training, evaluated, derived, device, threads, model, optimizer, precision, order,
+        tuned, meets, infinite,
+    )  # fmt: skip
 
 
 def _begin(recipe: Recipe, comm: Comm, model: nn.Module) -> None:

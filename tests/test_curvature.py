@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from legw_hpc import runlog
+from legw_hpc import apps, runlog
 from legw_hpc.comm import Serial
 from legw_hpc.data.loader import train_steps
 from legw_hpc.data.sources import small_images, text
 from legw_hpc.errors import InputError
 from legw_hpc.models.linear_loss import plain
 from legw_hpc.recipe import load
+from legw_hpc.single_run import run
 from legw_hpc.trainer import Timing
 from legw_hpc.work import Work, prepare
 from tests import test_images, test_text
@@ -124,3 +126,18 @@ def test_reduced_precision_is_refused(shards: Path) -> None:
     words = [f"data.dir={shards}", "data.train_samples=300", "batch=96", "epochs=7", "precision=bf16", "curvature_every=1"]
     with pytest.raises(InputError, match=r"curvature_every=1.*fp32"):
         prepare(load("mnist-lstm", words), Serial())
+
+
+def test_a_layer_with_statistics_of_its_own_does_not_see_the_measurement(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another package's model, which may have them on one rank."""
+    app = apps.application("mnist-lstm")
+    monkeypatch.setitem(
+        apps.APPLICATIONS,
+        "mnist-lstm",
+        lambda: dataclasses.replace(app, model=lambda: nn.Sequential(nn.BatchNorm1d(28), app.model())),
+    )
+    for out, every in (("plain", 0), ("measured", 1)):
+        run(load(arguments[0], [*arguments[1:], "max_steps=5", f"curvature_every={every}", f"out={tmp_path / out}"]))
+    assert_same_bits(tmp_path / "plain", tmp_path / "measured")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from legw_hpc import runlog, steps
@@ -32,14 +33,22 @@ from tests.test_run import assert_same_bits, weights
 GROWS = ["batch=48", "growth.epochs=[2, 3]"]  # 7, 4 and 2 steps an epoch of 300 samples
 
 
-@given(st.integers(1, 500), st.integers(1, 60), st.integers(0, 2000), st.sampled_from([0.1, 0.25, 1.0, 3.0]))
-def test_one_stage_is_plain_division(samples: int, batch: int, step: int, every: float) -> None:
+@given(st.integers(1, 500), st.integers(1, 60), st.integers(0, 2000))
+def test_one_stage_is_plain_division(samples: int, batch: int, step: int) -> None:
     """To the bit: runs of one batch are what they were before there were stages."""
     per_epoch = steps.shuffled(samples, batch)
     whole = steps.course([batch], [0], lambda batch: steps.shuffled(samples, batch))
     assert whole.place(step) == divmod(step, per_epoch)
     assert whole.epoch(step) == step / per_epoch
-    assert whole.multiples(every, step) == int(step / (every * per_epoch))
+
+
+@given(st.integers(1, 200), st.integers(0, 400), st.sampled_from(["0.1", "0.2", "0.25", "0.8", "1.1", "1.6", "2.2", "3"]))
+@example(per_epoch=59, epochs=3, every="0.2")  # 177 steps are 3 epochs, and 14.999999999999998 of these
+def test_a_multiple_comes_at_its_own_step(per_epoch: int, epochs: int, every: str) -> None:
+    """Beside exact arithmetic: so that an evaluation of epoch 3 is of epoch 3."""
+    whole = steps.course([1], [0], lambda batch: per_epoch)
+    for step in range(max(0, epochs * per_epoch - 1), epochs * per_epoch + 2):
+        assert whole.multiples(float(every), step) == Fraction(step, per_epoch) // Fraction(every)
 
 
 @given(st.integers(1, 400), st.integers(1, 3), st.booleans(), st.integers(0, 700))

@@ -14,10 +14,11 @@ import pytest
 
 from legw_hpc.data import repair
 from legw_hpc.data.format import INDEX
+from legw_hpc.data.writer import write_shard
 from legw_hpc.errors import InputError
 from tests.conftest import Cli
 from tests.test_shard_damage import SHARD, flip, flip_byte, replace, rewrite_index, without_headers
-from tests.test_shards import samples, write
+from tests.test_shards import FIELDS, samples, write
 
 LOST: dict[str, Callable[[Path], object]] = {
     "lost": lambda d: (d / INDEX).unlink(),
@@ -38,6 +39,16 @@ def test_an_index_is_made_again_from_whole_shards(tmp_path: Path, cli: Cli, name
     after = json.loads((folder / INDEX).read_text())
     assert after["splits"] == before["splits"]
     assert after["about"] == (before["about"] if name in ("wrong sum", "of before headers") else {})
+
+
+def test_a_shard_that_the_index_does_not_list_stays_out_of_it(tmp_path: Path) -> None:
+    """A conversion that was begun with smaller shards leaves one; its samples are in the others."""
+    folder = tmp_path / "d"
+    write(folder, samples(20), per_shard=10)
+    write_shard(folder, "train", 2, FIELDS, samples(5))
+    assert repair.repair_index(folder) == {"train": 20}
+    (folder / INDEX).unlink()
+    assert repair.repair_index(folder) == {"train": 25}  # nothing tells it apart then
 
 
 def test_classes_that_no_shard_names_are_those_of_the_old_index_or_of_the_labels(tmp_path: Path) -> None:

@@ -47,6 +47,39 @@ def test_a_shard_that_changes_while_it_is_read_is_named(tmp_path: Path, name: st
         files[1].check_unchanged()
 
 
+OPEN = """
+import os, resource, sys
+from pathlib import Path
+import numpy as np
+from legw_hpc.data.shards import Shards
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
+before = len(os.listdir("/proc/self/fd"))
+data = Shards(Path(sys.argv[1]), "train")
+assert len(data.take("image", np.arange(len(data)))) == len(data.take("jpeg", np.arange(len(data)))) == 40
+print(len(os.listdir("/proc/self/fd")) - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "said"),
+    [
+        (1024, 1024, "80"),
+        (64, 1024, "80"),  # the limit is raised: else `ulimit -n` would bound how many shards a data set has
+        (
+            64,
+            64,
+            "legw_hpc.errors.InputError: {folder}: train: 80 files to open, and this process may have no more than 64 (ulimit",
+        ),
+    ],
+)
+def test_many_shards_are_opened(tmp_path: Path, soft: int, hard: int, said: str) -> None:
+    """40 of them, with two open files each."""
+    write(tmp_path / "d", samples(40), per_shard=1)
+    words = [sys.executable, "-c", OPEN, str(tmp_path / "d"), str(soft), str(hard)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.stdout + done.stderr).strip().splitlines()[-1].startswith(said.format(folder=tmp_path / "d")), done.stderr
+
+
 @pytest.mark.parametrize("field", ["jpeg", "image"])
 @pytest.mark.parametrize(("failures", "survived"), [(1, True), (reading.TRIES - 1, True), (reading.TRIES, False)])
 def test_a_read_error_is_tried_again_and_then_named(

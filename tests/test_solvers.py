@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -180,6 +181,17 @@ def test_legw_resumes_from_its_state() -> None:
             legw.step()
         assert [g["lr"] for g in straight.param_groups] == [g["lr"] for g in resumed.param_groups]
     assert a.get_last_lr() == b.get_last_lr()
+
+
+def test_legw_is_pickled_as_torchs_own() -> None:
+    """torch.save of a scheduler, or another process that is handed one."""
+    legw = scheduler(two_groups(), decay=Poly())
+    legw.optimizer.step()
+    legw.step()
+    again = pickle.loads(pickle.dumps(legw))
+    legw.step()
+    again.step()
+    assert again.get_last_lr() == legw.get_last_lr()
 
 
 def test_legw_joins_a_restored_optimizer() -> None:

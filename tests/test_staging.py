@@ -19,6 +19,19 @@ def test_one_process_of_a_node_copies(shards: Path, tmp_path: Path) -> None:
     assert {p.name for p in shards.iterdir()} == {p.name for p in (tmp_path / "copy").iterdir()} - marks
 
 
+def test_a_copy_of_a_copy_is_not_whole_before_it_is(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging.stage(shards, tmp_path / "copy")
+    whole: list[bool] = []
+
+    def verify(folder: Path) -> None:
+        whole.append((folder / staging.WHOLE).exists())
+
+    monkeypatch.setattr(staging, "verify", verify)
+    assert staging.stage(tmp_path / "copy", tmp_path / "copy of it")
+    assert whole == [False]
+    assert (tmp_path / "copy of it" / staging.WHOLE).exists()
+
+
 @pytest.mark.parametrize("there", ["a file", "a folder of something", "an empty folder", "a copy of other data"])
 def test_what_is_there_and_no_copy_is_not_waited_for(
     there: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

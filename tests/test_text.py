@@ -293,7 +293,12 @@ def state(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 OPTIONS = {
     "unknown": ({"options.widht": 3}, "no option 'widht'"),
     "dropout of 1": ({"options.dropout": 1.0}, "dropout must be a number from 0 to below 1, not 1.0"),
-    "text": ({"options.hidden": '"wide"'}, "hidden must be a number"),
+    "text": ({"options.hidden": '"wide"'}, "hidden must be a whole number"),
+    "half a layer": ({"options.layers": 1.5}, "layers must be a whole number from 1"),
+    "no dropout, as a whole number": (
+        {"options.dropout": 0, "options.init": 20},
+        "init must be a number from 0 to below 10, not 20",
+    ),
 }
 
 

@@ -70,4 +70,5 @@ def check_options(**ranges: tuple[Any, Any, float, float]) -> None:
     """
     for name, (value, kind, least, below) in ranges.items():
         if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < below:
-            raise ValueError(f"{name} must be a number from {least:g} to below {below:g}, not {value!r}")
+            number = "whole number" if kind is int else "number"
+            raise ValueError(f"{name} must be a {number} from {least:g} to below {below:g}, not {value!r}")

@@ -45,7 +45,7 @@ def ptb_lstm(
     """
     check_options(
         vocabulary=(vocabulary, int, 2, 2**31), hidden=(hidden, int, 1, 2**20), layers=(layers, int, 1, 100),
-        init=(init, float, 0, 10), dropout=(dropout, float, 0, 1),
+        init=(init, (int, float), 0, 10), dropout=(dropout, (int, float), 0, 1),
     )  # fmt: skip
 
     def decode(data: Any, items: NDArray[np.int64], draw: Draw | None) -> tuple[Tensor, ...]:

@@ -8,7 +8,6 @@ Costs one read of what the map would have read, and nothing once all of the data
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,17 @@ class Mapped:
     """Rows of a file, read-only.
 
     Args:
-        path: of the file.
+        reader: of the file.
         offset: of the first row, in bytes.
         shape: [rows, ...].
         dtype: of an element.
     """
 
-    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: DTypeLike):
-        self.values = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+    def __init__(self, reader: Reader, offset: int, shape: tuple[int, ...], dtype: DTypeLike):
+        self.values: NDArray[Any] = np.ndarray(shape, dtype, buffer=reader.map, offset=offset)
         self.nbytes = self.values.nbytes
         self.size = self.values.size
-        self._reader, self._offset = Reader(path), offset
+        self._reader, self._offset = reader, offset
         self._row_bytes = max(1, self.nbytes // max(1, len(self.values)))
         self._rows = max(1, PIECE_BYTES // self._row_bytes)  # of a piece
         self._unread: NDArray[np.bool_] | None = np.ones(-(-len(self.values) // self._rows), np.bool_)

@@ -1,8 +1,11 @@
-"""Explicit reads of a file: tried again a few times, then named."""
+"""Explicit reads of a file: tried again a few times, then named; and how many files may be open."""
 
 from __future__ import annotations
 
+import functools
+import mmap
 import os
+import resource
 import time
 import weakref
 from collections.abc import Callable
@@ -12,6 +15,8 @@ from typing import TypeVar
 from legw_hpc.errors import InputError
 
 TRIES = 4
+# What else a rank has open beside shards: libraries, pipes, its connections to other ranks (assumed).
+SPARE_FILES = 256
 WAIT_SECONDS = 1.0  # before the second try, twice as long before each after it (assumed: servers fail over in seconds)
 
 
@@ -46,6 +51,24 @@ def tried(read: Callable[[], Read], what: str, again: Callable[[], None] = lambd
     raise InputError(f"{what} cannot be read, tried {TRIES} times: {why}")
 
 
+def make_room(files: int, what: str) -> None:
+    """Let this process open so many files more: the usual limit of 1,024 is less than the shards of ImageNet want.
+
+    Args:
+        files: to be opened.
+        what: they are, for the message.
+
+    Raises:
+        InputError: the system allows it fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # numbers: Linux has no infinity here
+    wanted = len(os.listdir("/proc/self/fd")) + files
+    if wanted > hard:
+        raise InputError(f"{what}: {files} files to open, and this process may have no more than {hard} (ulimit -Hn)")
+    if wanted + SPARE_FILES > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted + SPARE_FILES), hard))
+
+
 class Reader:
     """A file that is read from where one says; threads may share it.
 
@@ -63,6 +86,11 @@ class Reader:
         except FileNotFoundError:
             raise InputError(f"{path}: cannot be opened: No such file or directory") from None
         weakref.finalize(self, os.close, self._file)
+
+    @functools.cached_property
+    def map(self) -> mmap.mmap:
+        """All of the file, mapped, read-only: once, since each map holds an open file of its own."""
+        return mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes from `start` to before `end`."""

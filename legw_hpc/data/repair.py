@@ -54,12 +54,14 @@ def repair_index(folder: Path) -> dict[str, int]:
 def _splits(folder: Path, old: Mapping[str, Any]) -> dict[str, Any]:
     """What the index says of the splits, from the files that are there."""
     listed = {shard["file"]: shard for entry in old.get("splits", {}).values() for shard in entry["shards"]}
-    names = sorted({path.name for path in folder.glob("*-?????.h5")} | listed.keys())
+    there = {path.name for path in folder.glob("*-?????.h5")}
+    # Others of a split that the index lists are none of the data: a conversion that was begun with smaller shards left them.
+    names = sorted({name for name in there if _split(name) not in old.get("splits", {})} | listed.keys())
     if not names:
         raise InputError(f"{folder}: no index, and no shards (SPLIT-00000.h5) to make one from")
     shards: dict[str, list[_Shard]] = {}
     for name in names:
-        split = name[: -len("-00000.h5")]
+        split = _split(name)
         before = shards.setdefault(split, [])
         path = folder / f"{split}-{len(before):05d}.h5"
         if not path.is_file():
@@ -82,6 +84,10 @@ def _splits(folder: Path, old: Mapping[str, Any]) -> dict[str, Any]:
             "shards": [shard.entry for shard in shards[split]],
         }
     return splits
+
+
+def _split(name: str) -> str:
+    return name[: -len("-00000.h5")]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ from legw_hpc.errors import InputError
 KEEP_BYTES = 256 << 20
 
 
+# What a shard keeps open: the file it reads, and its map (a compressed dataset larger than KEEP_BYTES one more).
+OPEN_FILES = 2
+
+
 class ShardFile:
     """A shard as the index describes it.
 
@@ -61,6 +65,7 @@ class ShardFile:
                 check_labels(str(path), name, field, _whole(self.datasets[name], f"{path}: {name}"))
 
     def _open(self, file: h5py.File) -> None:
+        reader = Reader(self.path)
         for name, field in self.fields.items():
             for dataset_name, (dtype, shape) in expected_datasets(name, field, self.shard.count).items():
                 if how := leads_out(file, dataset_name):
@@ -76,7 +81,7 @@ class ShardFile:
                         f"{self.path}: {dataset_name} is {dataset.shape} {dataset.dtype}, the index says "
                         f"{tuple('any' if n is None else n for n in shape)} {np.dtype(dtype)}"
                     )
-                self.datasets[dataset_name] = _array(self.path, dataset, packed=dataset_name == f"{name}/bytes")
+                self.datasets[dataset_name] = _array(reader, dataset, packed=dataset_name == f"{name}/bytes")
 
     def take(self, name: str, samples: NDArray[np.int64]) -> Any:
         """The field of samples of this shard: an array [n, *shape], or a list of bytes."""
@@ -122,8 +127,8 @@ class ShardFile:
 class _Packed:
     """The bytes of a variable-size field, read from the file piece by piece."""
 
-    def __init__(self, path: Path, offset: int, size: int):
-        self._reader, self._offset, self.size = Reader(path), offset, size
+    def __init__(self, reader: Reader, offset: int, size: int):
+        self._reader, self._offset, self.size = reader, offset, size
         self.nbytes = size
 
     def __len__(self) -> int:
@@ -134,16 +139,16 @@ class _Packed:
         return np.frombuffer(self._reader.read(self._offset + start, self._offset + end), np.uint8)
 
 
-def _array(path: Path, dataset: h5py.Dataset, packed: bool) -> Any:
+def _array(reader: Reader, dataset: h5py.Dataset, packed: bool) -> Any:
     """The dataset as a read-only map if it is contiguous, else in memory or through h5py."""
-    offset = dataset.id.get_offset()
+    path, offset = reader.path, dataset.id.get_offset()
     if dataset.chunks is None and offset is not None:
         end = offset + dataset.nbytes
         if end > path.stat().st_size:
             raise InputError(f"{path}: truncated: {dataset.name} ends at byte {end}, the file at {path.stat().st_size}")
         if packed:
-            return _Packed(path, offset, len(dataset))
-        return Mapped(path, offset, dataset.shape, dataset.dtype)
+            return _Packed(reader, offset, len(dataset))
+        return Mapped(reader, offset, dataset.shape, dataset.dtype)
     if dataset.nbytes <= KEEP_BYTES:
         return _whole(dataset, f"{path}: {dataset.name}")
     return dataset

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legw_hpc.data.format import field_from, read_index, shard_from
-from legw_hpc.data.shardfile import ShardFile
+from legw_hpc.data.reading import make_room
+from legw_hpc.data.shardfile import OPEN_FILES, ShardFile
 from legw_hpc.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Shards:
         self.fields = {name: field_from(value) for name, value in entry["fields"].items()}
         shards = [shard_from(self.folder, value) for value in entry["shards"]]
         self._starts = np.cumsum([0, *(shard.count for shard in shards)])
+        make_room(OPEN_FILES * len(shards), f"{self.folder}: {split}")
         self.files = [ShardFile(self.folder / shard.file, split, shard, self.fields) for shard in shards]
 
     def __len__(self) -> int:

@@ -47,7 +47,8 @@ def stage(source: Path, to: Path) -> bool:
         raise InputError(f"{to}: cannot make this folder: {error.strerror}") from None
     try:
         (to / BEGUN).touch()
-        shutil.copytree(source, to, dirs_exist_ok=True)
+        # A source that is a copy itself has marks, which would say that this one is whole before it is.
+        shutil.copytree(source, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BEGUN, WHOLE, BROKEN))
         verify(to)
     except (OSError, InputError) as error:
         text = f"{source}: no whole copy in {to}: {error}"

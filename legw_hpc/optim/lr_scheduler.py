@@ -54,15 +54,16 @@ class LEGW(LRScheduler):
         self.steps_per_epoch = steps_per_epoch
         # A group's lr may be a tensor (capturable optimizers); the rule needs only the number.
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        self._schedules = []
+        self._groups: list[tuple[Any, ...]] = []  # of `build`, and not the functions: those cannot be pickled
         for lr in lrs:
             scaled = scale(Baseline(base_batch, lr, warmup_epochs), batch, scheme)
-            self._schedules.append(build(scaled.lr, epochs, scaled.warmup, scaled.warmup_epochs, decay, lr))
+            self._groups.append((scaled.lr, epochs, scaled.warmup, scaled.warmup_epochs, decay, lr))
+            build(*self._groups[-1])  # refuses what makes no schedule before the optimizer is touched
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
         """The groups' learning rates after `last_epoch` steps: a closed form of the step."""
-        return [schedule(self.last_epoch / self.steps_per_epoch) for schedule in self._schedules]
+        return [build(*group)(self.last_epoch / self.steps_per_epoch) for group in self._groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers only: loads with `torch.load(weights_only=True)`."""

@@ -224,6 +224,31 @@ def learns_alone(arguments: list[str]) -> str:
     return "trained"
 
 
+def meets_in_a_layer(arguments: list[str]) -> str:
+    """What a run says whose model, not its recipe, has a layer in which the ranks exchange."""
+    from legw_hpc import apps
+    from legw_hpc.errors import InputError
+    from legw_hpc.models.batch_norm import BatchNorm
+    from legw_hpc.single_run import run
+
+    app = apps.application("mnist-lstm")
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.net = BatchNorm(1, "sync"), app.model()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.net(self.norm(images[:, None])[:, 0])
+
+    apps.APPLICATIONS["mnist-lstm"] = lambda: dataclasses.replace(app, model=Model)
+    try:
+        run(load(arguments[0], arguments[1:]))
+    except InputError as error:
+        return str(error)
+    return "trained"
+
+
 def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str]]:
     """Marks of the watchdog while rank 1 comes late to an exchange, and after it has come."""
     from pathlib import Path

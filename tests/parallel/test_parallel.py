@@ -182,6 +182,14 @@ def test_what_a_rank_learns_alone_is_never_kept(arguments: list[str], tmp_path: 
     assert not (tmp_path / "r" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("twin", "said"), [("none", "trained"), ("no-exchange", "twin=no-exchange, but the model has layers")])
+def test_ranks_that_meet_in_a_layer_of_ones_own_model(twin: str, said: str, arguments: list[str], tmp_path: Path) -> None:
+    """With 17 and 16 samples, two micro-batches and one."""
+    words = [*arguments, "batch=33", "micro_batch=16", "max_steps=4", f"twin={twin}", f"out={tmp_path / 'r'}"]
+    answers = on_ranks(2, "programs:meets_in_a_layer", arguments=words)
+    assert all(answer.startswith(said) for answer in answers), answers
+
+
 def test_a_loss_that_is_no_number_on_one_rank_stops_all_at_that_step(arguments: list[str], tmp_path: Path) -> None:
     answers = on_ranks(3, "programs:nan_on_one_rank", arguments=[*arguments, f"out={tmp_path / 'r'}"], rank=1, step=5)
     assert len(set(answers)) == 1

@@ -11,9 +11,7 @@ from legw_hpc.data.format import Field
 from legw_hpc.data.writer import Writer, write_index
 from legw_hpc.errors import InputError
 
-# Samples made at a time (assumed): keeps memory small for any count.
-BLOCK = 4096
-# Bytes of a sample (assumed): a film in full, and a block of them is made in memory.
+# Bytes of a sample (assumed): a film in full.  A shard of them at a time is made in memory.
 LARGEST = 1 << 24
 
 
@@ -54,9 +52,8 @@ def write(
     for split, (name, count) in enumerate((("train", train), ("test", test))):
         writer = Writer(out, name, fields, samples_per_shard)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, split])))
-        step = min(writer.samples_per_shard, max(BLOCK, writer.samples_per_shard))
-        for start in range(0, count, step):
-            size = min(step, count - start)
+        for start in range(0, count, writer.samples_per_shard):
+            size = min(writer.samples_per_shard, count - start)
             labels = rng.integers(0, classes, size)
             images = rng.integers(0, 128, (size, int(np.prod(shape))), dtype=np.uint8)
             width = max(1, images.shape[1] // classes)
