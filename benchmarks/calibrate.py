@@ -15,8 +15,8 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +31,7 @@ from legw_hpc.comm import connect
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import InputError
 from legw_hpc.launcher import launched
+from legw_hpc.local_runs import attended
 from legw_hpc.plan import calibration
 from legw_hpc.plan.calibration import Compute, Memory, Network, Number, Performance
 from legw_hpc.plan.gradient import network
@@ -170,7 +171,7 @@ def main() -> None:
         if options.ranks > 1 and launched().size == 1:
             command, environment = measure.on_ranks(options.ranks)
             words = [sys.executable, "-m", "benchmarks.calibrate", *sys.argv[1:]]
-            sys.exit(subprocess.call([*command, *words], env=environment))
+            sys.exit(attended([*command, *words], environment, signal.SIGTERM))
         run(options)
     except InputError as error:
         sys.exit(f"calibrate: {error}")

@@ -11,8 +11,8 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +31,7 @@ from legw_hpc.data.command import positive
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.device import processor
 from legw_hpc.launcher import launched, local_ranks
+from legw_hpc.local_runs import attended
 
 RESULTS = Path(__file__).parent / "results"  # in it a folder for each kind of processor, see `results`
 WHERE = "benchmarks/results/KIND OF PROCESSOR, quick/ in it"  # the same, for help texts
@@ -150,7 +151,8 @@ def run(name: str, about: str, cases: Callable[[Bench], Outcome], *, ranks: int 
     options = _options(about, ranks, rounds)
     if options.ranks > 1 and launched().size == 1:
         command, environment = on_ranks(options.ranks)
-        sys.exit(subprocess.call([*command, sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], env=environment))
+        words = [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]
+        sys.exit(attended([*command, *words], environment, signal.SIGTERM))
     torch.set_num_threads(options.threads)
     comm = connect()
     try:

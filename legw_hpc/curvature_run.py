@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.legw import scale
+from legw_hpc.local_runs import attended
 from legw_hpc.peak import peak
 from legw_hpc.recipe import Recipe, load
 from legw_hpc.records import Record, read
@@ -48,7 +48,7 @@ def curvature(name: str, overrides: Sequence[str], every: int, *, ranks: int = 1
             raise InputError(f"--ranks {ranks} launches ranks; the launcher started {launched().size} already")
         command, environment = local_ranks(ranks)
         command += [sys.executable, "-m", "legw_hpc", "train", name, *words]
-        if code := subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode:
+        if code := attended(command, environment):
             sys.exit(code)
     elif run:
         from legw_hpc.single_run import run as train  # torch

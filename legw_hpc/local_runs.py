@@ -1,15 +1,16 @@
-"""Cells of a grid trained on this machine, each a process or ranks of its own, some side by side."""
+"""Processes and ranks on this machine that end with the command that started them: the cells of a grid, some side by side."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from legw_hpc.runlog import JOBS
 # A run that was told to stop has so long to write its checkpoint (assumed).
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
+# Of a cell's output, where a try begins.
+_BEGUN = "# started: "
 
 
 def train(cells: Sequence[Cell], to: Path, ranks: int, jobs: int, ended: Callable[[Cell], None]) -> None:
@@ -64,6 +67,26 @@ def train(cells: Sequence[Cell], to: Path, ranks: int, jobs: int, ended: Callabl
         raise InputError(f"{len(failed)} of {len(cells)} cells failed, as told above; the same command tries them again")
 
 
+def attended(command: Sequence[str], environment: Mapping[str, str] | None, stop: signal.Signals = signal.SIGUSR1) -> int:
+    """Run a command to its end.
+
+    Args:
+        command, environment: of a launcher of ranks, say.
+        stop: what it is sent where this process is told to stop; then it has time to end by itself.
+
+    Returns:
+        Its exit code; EXIT_RESUME where this process was told to stop.
+    """
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    with _interruptible():
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            return errors.EXIT_RESUME
+        finally:
+            _stop([process], stop)
+
+
 def _slots(ranks: int, jobs: int) -> list[set[int]]:
     """The cores of each run that may be there at the same time."""
     cores = sorted(os.sched_getaffinity(0))
@@ -79,10 +102,13 @@ def _slots(ranks: int, jobs: int) -> list[set[int]]:
 
 def _start(cell: Cell, to: Path, ranks: int, cores: set[int]) -> subprocess.Popen[bytes]:
     command, environment = local_ranks(ranks) if ranks > 1 else ([], None)
-    command += [sys.executable, "-m", "legw_hpc", "train", cell.recipe, *cell.overrides, f"out={to / cell.name}"]
+    out = str(to / cell.name).replace("{", "{{").replace("}", "}}")  # braces would be those of a pattern
+    command += [sys.executable, "-m", "legw_hpc", "train", cell.recipe, *cell.overrides, f"out={out}"]
     output = _output(cell, to)
     make_folder(output.parent)
     with output.open("ab") as file:
+        file.write(f"{_BEGUN}{shlex.join(command)}\n".encode())
+        file.flush()
         # A session of its own: the terminal's Ctrl-C reaches this process alone, which then tells the runs.
         process = subprocess.Popen(
             command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
@@ -103,15 +129,16 @@ def _failure(cell: Cell, code: int, to: Path) -> str:
     if code in (errors.EXIT_DONE, errors.EXIT_DIVERGED):
         return ""
     output = _output(cell, to)
-    said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith("legw-hpc: ")]
+    lines = output.read_text(errors="replace").rpartition(_BEGUN)[2].splitlines()  # not those of an earlier try
+    said = [line for line in lines if line.startswith("legw-hpc: ")]
     why = said[-1].removeprefix("legw-hpc: ") if said else f"see {output}"
     return f"cell {cell.name} ended with exit code {code}: {why}"
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(processes: Sequence[subprocess.Popen[bytes]], how: signal.Signals = signal.SIGUSR1) -> None:
     """Let the runs write a checkpoint; launchers hand this signal on to their ranks."""
     for process in processes:
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(how)
     until = time.monotonic() + STOP_SECONDS
     for process in processes:
         try:
@@ -123,11 +150,12 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does, so that no run outlives it."""
+    """SIGTERM and SIGHUP end this process as Ctrl-C does, so that no run outlives it; not what it ignores, as under nohup."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
     try:
         yield
     finally:

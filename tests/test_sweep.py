@@ -19,7 +19,7 @@ import pytest
 from legw_hpc import runlog
 from legw_hpc.errors import InputError
 from legw_hpc.grid import cells
-from legw_hpc.local_runs import _slots
+from legw_hpc.local_runs import _failure, _output, _slots
 from legw_hpc.places import Spread, places
 from legw_hpc.recipe import load
 from legw_hpc.records import Records
@@ -268,6 +268,34 @@ def test_runs_side_by_side_have_cores_of_their_own() -> None:
         slots = _slots(1, jobs)
         assert len(slots) == jobs
         assert len(set.union(*slots)) == sum(map(len, slots))
+
+
+@pytest.mark.parametrize(("command", "code", "said"), [("exit 3", 3, ""), ("kill -TERM $PPID; exec sleep 60", 85, "")])
+def test_a_command_that_is_attended_ends_with_this_one(command: str, code: int, said: str) -> None:
+    words = ["import sys; from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))", command]
+    done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_what_nohup_has_it_ignore_ends_no_sweep() -> None:
+    words = ["import sys; from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))"]
+    words += ["kill -HUP $PPID; sleep 0.5; exit 7"]
+    done = subprocess.run(["nohup", sys.executable, "-c", *words], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 7
+
+
+def test_a_folder_with_braces_is_taken_as_it_is(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    done = cli(*grid, "batch=96", "max_steps=1", "--to", "s{batch}")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("s{batch}/*/log.jsonl"))) == 1
+
+
+def test_a_cell_that_fails_tells_of_this_try(grid: list[str], tmp_path: Path) -> None:
+    (cell,) = cells(grid[1], [*grid[2:], "batch=96"])
+    output = _output(cell, tmp_path)
+    output.parent.mkdir(parents=True)
+    output.write_text("# started: legw-hpc train\nlegw-hpc: nodata: no shards\n# started: legw-hpc train\n")
+    assert _failure(cell, -9, tmp_path).endswith(f"ended with exit code -9: see {output}")
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")

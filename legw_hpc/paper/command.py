@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> None:
         Interrupted: told to stop; the same command goes on.
     """
     from legw_hpc import records, sweep
+    from legw_hpc.launcher import alone
 
+    alone("figures")  # it launches the ranks of its runs itself
     names, applications = _chosen(options.names, options.quick)
     runs = options.runs or Path("runs/quick" if options.quick else "runs/figures")
     to = options.to or Path("runs/quick" if options.quick else "results")
