@@ -77,11 +77,36 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.twin != "none" and (recipe.curvature_every or recipe.noise_scale):
         raise InputError(f"recipe {recipe.name}: twin={recipe.twin} measures time alone: not with curvature_every or noise_scale")
+    if recipe.curvature_every and recipe.precision != "fp32":
+        raise InputError(f"curvature_every={recipe.curvature_every}: a difference of gradients needs precision=fp32")
     if recipe.growth.epochs:
         _check_growth(recipe)
     if recipe.twin == "no-exchange" and recipe.options.get("batch_norm") == "sync":
         raise InputError(f"recipe {recipe.name}: twin=no-exchange, but batch_norm=sync exchanges in every layer")
     recipe.out_folder()
+
+
+def check_ranks(recipe: Recipe, ranks: int) -> None:
+    """Refuse what these ranks cannot train of the recipe.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    if recipe.batch < ranks:
+        raise InputError(f"batch {recipe.batch} is smaller than the {ranks} ranks: each needs a sample a step")
+    if recipe.noise_scale and ranks == 1:
+        raise InputError("noise_scale=true: one rank has no gradient beside the average; on 2 ranks or more")
+    share = -(-recipe.batch // ranks)
+    if recipe.options.get("batch_norm") == "rank" and share > recipe.micro_batch:
+        raise InputError(
+            f"batch_norm=rank: a rank's {share} samples of batch {recipe.batch} must be one micro-batch, "
+            f"micro_batch is {recipe.micro_batch}: more ranks, or micro_batch={share}"
+        )
+    if recipe.growth.epochs and recipe.normalised and recipe.options.get("batch_norm") != "sync" and share < recipe.micro_batch:
+        raise InputError(
+            f"growth.epochs: a rank's {share} samples of batch {recipe.batch} are less than micro_batch {recipe.micro_batch}; "
+            f"batch norm would be over more as the batch grows: fewer ranks, or micro_batch={share}"
+        )
 
 
 def _check_growth(recipe: Recipe) -> None:

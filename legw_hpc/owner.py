@@ -1,5 +1,6 @@
-"""A run folder has one job that trains into it; a second one waits for it, or refuses.
+"""A run folder has one recipe, and one job that trains into it; a second one waits for it, or refuses.
 
+    RUN/recipe.json   the recipe that the folder belongs to
     RUN/owner.json    host, process and job of rank 0; touched every BEAT_SECONDS, removed at the end
 
 No file lock: network file systems have none, or keep one of a node that is gone.  A record that a dead job
@@ -18,18 +19,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from legw_hpc import runlog
 from legw_hpc.data.files import written_whole
 from legw_hpc.errors import EXIT_INPUT, InputError
 
 if TYPE_CHECKING:
     from legw_hpc.comm import Comm  # which imports torch; `legw-hpc status` does not
 
-OWNER = "owner.json"
+OWNER, RECIPE = "owner.json", "recipe.json"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Assumed: seldom enough for a shared file system, and a pause of four beats is no living job's.
 BEAT_SECONDS = 10.0
@@ -218,3 +220,44 @@ def last_beat(run: Path) -> float:
         return (run / OWNER).stat().st_mtime
     except OSError:
         return 0.0
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Write the identity of the run into a new folder."""
+    if not belongs(folder, identity):
+        with written_whole(folder / RECIPE) as aside:
+            aside.write_text(json.dumps(identity, indent=1) + "\n")
+
+
+def belongs(folder: Path, identity: dict[str, Any], unknown: Collection[str] = ()) -> bool:
+    """Is the folder this run's; not yet, if it is new.
+
+    Args:
+        folder: must be there.
+        identity: of the run, see `Recipe.identity`, and its data.
+        unknown: keys of it that are not looked at.
+
+    Raises:
+        InputError: it is another's.
+    """
+    path = folder / RECIPE
+    try:
+        theirs = json.loads(path.read_text())
+    except FileNotFoundError:
+        names = sorted(entry.name for entry in folder.iterdir())
+        if strangers := [
+            name for name in names if name not in (runlog.JOBS, OWNER, runlog.STALLED) and not name.endswith(".part")
+        ]:
+            raise InputError(f"{folder}: not empty ({strangers[0]}) and not a run's folder; nothing overwritten") from None
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(theirs, dict):
+        raise InputError(f"{path}: not a run's recipe, which is a JSON object; nothing overwritten")
+    for key in sorted((identity.keys() | theirs.keys()).difference(unknown)):
+        if identity.get(key) != theirs.get(key):
+            raise InputError(
+                f"{folder}: holds a run with {key} {theirs.get(key)!r}, this one has {identity.get(key)!r}; "
+                "choose another folder with out=..., nothing overwritten"
+            )
+    return True

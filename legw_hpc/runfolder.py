@@ -1,7 +1,6 @@
 """A run's folder: whose it is, what it has reached, and what is written to it.
 
-    RUN/recipe.json     the recipe that the folder belongs to
-    RUN/owner.json      see owner.py
+    RUN/recipe.json, RUN/owner.json    see owner.py
     RUN/log.jsonl       see runlog.py
     RUN/checkpoints/    see checkpoint.py
 
@@ -14,7 +13,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +20,12 @@ from torch import Tensor
 
 from legw_hpc import checkpoint, runlog
 from legw_hpc.comm import Comm
-from legw_hpc.data.files import make_folder, written_whole
+from legw_hpc.data.files import make_folder
 from legw_hpc.data.order import part
 from legw_hpc.errors import InputError
-from legw_hpc.owner import OWNER, owning
+from legw_hpc.owner import belongs, claim, owning
 from legw_hpc.recipe import Recipe
 from legw_hpc.trainer import Timing
-
-RECIPE = "recipe.json"
 
 
 class RunFolder:
@@ -56,11 +52,11 @@ class RunFolder:
             with self._comm.together():
                 if self._comm.rank == 0:
                     make_folder(self.path)
-                    _belongs(self.path, self._identity)  # before this job waits for another
+                    belongs(self.path, self._identity)  # before this job waits for another
             self._hold = stack.enter_context(owning(self.path, self._comm))
             with self._comm.together():
                 if self._comm.rank == 0:
-                    _claim(self.path, self._identity)
+                    claim(self.path, self._identity)
                 self.log = runlog.RunLog(self.path if self._comm.rank == 0 else None, self._hold.check)
             stack.callback(self.log.close)
             self._leave = stack.pop_all()
@@ -155,39 +151,3 @@ def _all_rows(carried: list[Tensor], comm: Comm) -> Tensor | None:
     mine = torch.cat(carried).cpu().contiguous()
     everyone = b"".join(comm.gather_bytes(mine.view(torch.uint8).numpy().tobytes()))  # NumPy has no bfloat16
     return torch.frombuffer(bytearray(everyone), dtype=mine.dtype).view(-1, *mine.shape[1:])
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Write the identity of the run into a new folder."""
-    if not _belongs(folder, identity):
-        with written_whole(folder / RECIPE) as aside:
-            aside.write_text(json.dumps(identity, indent=1) + "\n")
-
-
-def _belongs(folder: Path, identity: dict[str, Any]) -> bool:
-    """Is the folder this run's; not yet, if it is new.
-
-    Raises:
-        InputError: it is another's.
-    """
-    path = folder / RECIPE
-    try:
-        theirs = json.loads(path.read_text())
-    except FileNotFoundError:
-        names = sorted(entry.name for entry in folder.iterdir())
-        if strangers := [
-            name for name in names if name not in (runlog.JOBS, OWNER, runlog.STALLED) and not name.endswith(".part")
-        ]:
-            raise InputError(f"{folder}: not empty ({strangers[0]}) and not a run's folder; nothing overwritten") from None
-        return False
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(theirs, dict):
-        raise InputError(f"{path}: not a run's recipe, which is a JSON object; nothing overwritten")
-    for key in sorted(identity.keys() | theirs.keys()):
-        if identity.get(key) != theirs.get(key):
-            raise InputError(
-                f"{folder}: holds a run with {key} {theirs.get(key)!r}, this one has {identity.get(key)!r}; "
-                "choose another folder with out=..., nothing overwritten"
-            )
-    return True

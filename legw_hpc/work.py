@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from legw_hpc import apps, checkpoint, runlog, tuning, twins
 from legw_hpc.agreement import learn_alike, stay_alike
+from legw_hpc.allowed import check_ranks
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
@@ -153,11 +154,7 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     verify_together((training, *evaluated) if recipe.data.verify else (), comm)
     with comm.together():
         derived = derive(recipe)
-        if recipe.noise_scale and comm.size == 1:
-            raise InputError("noise_scale=true: one rank has no gradient beside the average; on 2 ranks or more")
         device = choose_device(recipe.device, comm)
-        if recipe.curvature_every and recipe.precision != "fp32":
-            raise InputError(f"curvature_every={recipe.curvature_every}: a difference of gradients needs precision=fp32")
         torch.manual_seed(recipe.seed)
         model = app.model().to(device)
         optimizer = _optimizer(recipe, model)
@@ -273,19 +270,7 @@ def _order(recipe: Recipe, derived: Derived) -> Order:
 
 
 def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tuple[Shards, ...]]:
-    if recipe.batch < ranks:
-        raise InputError(f"batch {recipe.batch} is smaller than the {ranks} ranks: each needs a sample a step")
-    share = -(-recipe.batch // ranks)
-    if recipe.options.get("batch_norm") == "rank" and share > recipe.micro_batch:
-        raise InputError(
-            f"batch_norm=rank: a rank's {share} samples of batch {recipe.batch} must be one micro-batch, "
-            f"micro_batch is {recipe.micro_batch}: more ranks, or micro_batch={share}"
-        )
-    if recipe.growth.epochs and recipe.normalised and recipe.options.get("batch_norm") != "sync" and share < recipe.micro_batch:
-        raise InputError(
-            f"growth.epochs: a rank's {share} samples of batch {recipe.batch} are less than micro_batch {recipe.micro_batch}; "
-            f"batch norm would be over more as the batch grows: fewer ranks, or micro_batch={share}"
-        )
+    check_ranks(recipe, ranks)
     training = Shards(recipe.data.folder(), "train")
     evaluated = tuple(Shards(training.folder, split) for split in app.splits)
     for data in (training, *evaluated):

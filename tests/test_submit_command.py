@@ -56,8 +56,12 @@ def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stub
     for wrong, named in {
         "options.init=foo": "foo", "options.foo=1": "foo", "solvers.momentum.momentm=0.9": "momentm",
         "solvers.momentum.momentum=2": "momentum must be a number", "start=runs/gone": "start=runs/gone: no run there",
+        "curvature_every=1 precision=bf16": "needs precision=fp32", "device=cuda": "machine localhost has no GPUs",
+        "data.train_samples=299": "300 training samples, recipe mnist-lstm declares data.train_samples 299",
+        "--nodes=1 noise_scale=true": "one rank has no gradient beside the average",
+        "--to=elsewhere": "holds the runs of an --array",
     }.items():  # fmt: skip
-        refused = cli(*login, wrong)  # hours later the ranks would
+        refused = cli(*login, *wrong.split())  # hours later the ranks would
         assert refused.returncode == 2
         assert named in refused.stderr
     assert "--stage: " in cli(*login, "--stage", "--set", "local_gb=0.00001").stderr
@@ -89,6 +93,11 @@ def test_submit_refuses_a_finished_run_and_a_strangers_folder(login: list[str], 
     (folder / "log.jsonl").unlink()
     (folder / "recipe.json").write_text('{"batch": 7}')
     assert "runs/x: holds a run with " in cli(*login).stderr
+    (folder / "recipe.json").write_text("[1]")
+    assert "not a run's recipe" in cli(*login).stderr
+    (folder / "recipe.json").unlink()
+    (folder / "notes.txt").touch()
+    assert "not empty (notes.txt) and not a run's folder" in cli(*login).stderr
     assert stubs.calls("sbatch") == []
 
 

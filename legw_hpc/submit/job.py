@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from legw_hpc import grid, sweep
+from legw_hpc.allowed import check_ranks
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import Recipe, load
@@ -110,6 +111,8 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         tasks = tuple((recipe, *cell.overrides, f"out={to / cell.name}") for cell in left)
         folder = to / JOBS
     else:
+        if options.to is not None:
+            raise InputError(f"--to {options.to} holds the runs of an --array; one run has out=...")
         recipes = [load(recipe, overrides)]
         derive(recipes[0])
         tasks = ((recipe, *overrides),)
@@ -191,6 +194,9 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
     if batch % ranks:
         # It would train, but at every step all ranks would wait for those with one sample more.
         raise InputError(f"batch {batch} over {layout} leaves {batch % ranks} samples over; {_nodes_that_fit(recipe, machine)}")
+    check_ranks(recipe, ranks)
+    if recipe.device == "cuda" and not machine.gpus:
+        raise InputError(f"device=cuda: machine {machine.name} has no GPUs")
     samples = batch // ranks
     if not _fits(recipe, samples):
         want = f"micro_batch {micro}: {_nodes_that_fit(recipe, machine)}"

@@ -12,6 +12,7 @@ from legw_hpc import runlog
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
+from legw_hpc.owner import belongs
 from legw_hpc.recipe import Recipe
 from legw_hpc.submit import pbs, record, slurm
 from legw_hpc.submit.job import Job
@@ -75,21 +76,15 @@ def check_folder(recipe: Recipe) -> None:
     """Refuse a run that is finished, or a folder of another run, before it has waited in a queue.
 
     Raises:
-        InputError: names the value that differs.
+        InputError: names what differs.
     """
-    folder, identity = recipe.out_folder(), json.loads(json.dumps(recipe.identity()))
+    folder = recipe.out_folder()
     end: dict[str, Any] = next((line for line in reversed(runlog.read(folder)) if line.get("event") == "end"), {})
     # A run that ended at max_steps goes on with more of them.
     if end and runlog.settles(end, derive(recipe).last):
         raise InputError(f"{folder}: this run has ended ({end['status']}); see legw-hpc status {folder}")
-    try:
-        theirs = json.loads((folder / "recipe.json").read_text())
-    except (OSError, ValueError):
-        return
-    for key in sorted(identity):
-        if theirs.get(key) != identity[key]:
-            mine = f"this one has {identity[key]!r}; choose another folder with out=..."
-            raise InputError(f"{folder}: holds a run with {key} {theirs.get(key)!r}, {mine}")
+    if folder.is_dir():
+        belongs(folder, json.loads(json.dumps(recipe.identity())), unknown=["data"])  # whose digest the ranks make
 
 
 def check_start(recipe: Recipe) -> None:
@@ -104,14 +99,19 @@ def check_start(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe, staged: Machine | None = None) -> None:
-    """Refuse a job whose shards are not there, or too large for the local storage of a machine they are copied to.
+    """Refuse a job whose shards are not there or not as many, or too large for the local storage of a machine they are copied to.
 
     Raises:
         InputError: names the folder.
     """
+    from legw_hpc.data.format import read_index  # numpy
+
     folder = recipe.data.folder()
     if not (folder / "index.json").exists():
         raise InputError(f"{folder}: no shards here (index.json); see legw-hpc data --help, or data.dir=...")
+    found, declared = read_index(folder)["splits"].get("train", {}).get("count"), recipe.data.train_samples
+    if found != declared:
+        raise InputError(f"{folder}: {found} training samples, recipe {recipe.name} declares data.train_samples {declared}")
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     if staged and size > staged.local_gb:
         raise InputError(f"--stage: {folder} has {size:,.1f} GB, {staged.local} of machine {staged.name} {staged.local_gb:g} GB")
