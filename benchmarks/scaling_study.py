@@ -30,7 +30,7 @@ from legw_hpc.allowed import TWINS
 from legw_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_RESUME, InputError, Interrupted
 from legw_hpc.grid import cells
 from legw_hpc.recipe import load
-from legw_hpc.submit.machine import load as load_machine
+from legw_hpc.submit import command
 from legw_hpc.sweep import missing
 
 KINDS = ("strong", "weak")
@@ -71,10 +71,10 @@ def points(batch: int, counts: Sequence[tuple[int, int]], kinds: Sequence[str], 
         share: of a rank, of the weak points; by default so that the largest of them has `batch`.
 
     Raises:
-        InputError: the ranks do not share the batch evenly.
+        InputError: the ranks do not share the batch of strong points evenly.
     """
     most = max(ranks for ranks, _ in counts)
-    if uneven := [ranks for ranks, _ in counts if batch % ranks]:
+    if "strong" in kinds and (uneven := [ranks for ranks, _ in counts if batch % ranks]):
         raise InputError(f"batch {batch} over {uneven[0]} ranks leaves {batch % uneven[0]} samples over")
     if share is not None and share < 1:
         raise InputError(f"--share {share}: samples of a rank, at least 1")
@@ -119,10 +119,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--to", type=Path, help="folder of the runs and the page (default: runs/scaling/RECIPE)")
     parser.add_argument("--draw", action="store_true", help="run nothing: make the page of what is finished")
-    options, rest = parser.parse_known_intermixed_args(arguments)
-    options.submit = rest
-    if not options.machine and (options.submit or options.dry_run):
-        parser.error(f"{' '.join(options.submit) or '--dry-run'}: only with --machine")
+    command.how(parser.add_argument_group("with --machine, as legw-hpc submit takes them"))
+    options = parser.parse_intermixed_args(arguments)
+    options.submit = command.words(options) + (["--dry-run"] if options.dry_run else [])
+    if not options.machine and options.submit:
+        parser.error(f"{' '.join(options.submit)}: only with --machine")
     if options.steps <= scaling_report.WARM:
         parser.error(f"--steps {options.steps}: the first {scaling_report.WARM} are not counted")
     options.to = options.to or Path("runs/scaling") / Path(options.words[0]).stem
@@ -133,7 +134,7 @@ def _wanted(options: argparse.Namespace) -> list[Point]:
     kinds = options.kinds.split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"--kinds {unknown[0]}: {' or '.join(KINDS)}")
-    machine = load_machine(options.machine) if options.machine else None
+    machine = command.machine_of(options) if options.machine else None
     counts = list(_counts(options.nodes if machine else options.ranks))
     options.threads = max(1, len(os.sched_getaffinity(0)) // max(counts))
     pairs = [(count * machine.ranks, count) if machine else (count, 0) for count in counts]
@@ -156,7 +157,7 @@ def _run(options: argparse.Namespace, point: Point, words: list[str]) -> None:
     if options.machine and left:
         submit = [sys.executable, "-m", "legw_hpc", "submit", recipe, *words, "--machine", options.machine]
         submit += ["--nodes", str(point.nodes), "--time", options.time, "--array", "--to", str(folder), *options.submit]
-        if subprocess.run([*submit, *(["--dry-run"] if options.dry_run else [])]).returncode:
+        if subprocess.run(submit).returncode:
             raise InputError(f"{point.folder} was not submitted")
     elif left:
         local_runs.train(left, folder, point.ranks, 1, lambda cell: print(f"  {cell.name}", flush=True))

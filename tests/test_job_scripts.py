@@ -307,3 +307,16 @@ def test_scripts_in_jobs_take_arguments(scheduler: str, stubs: Stubs) -> None:
         "batch=512",
         f"data.dir=/tmp/legw-7{'-pbs' * (scheduler == 'pbs')}-1",
     ]
+
+
+@pytest.mark.parametrize("own", ["", "my.pbs"])
+def test_a_chain_by_hand_goes_on_with_the_script_that_was_submitted(own: str, stubs: Stubs) -> None:
+    """A copy of one in jobs/ has lines of its own, such as #PBS -A; PBS does not tell a script its name."""
+    stubs.says("mpiexec.hydra", RIGHT)
+    stubs.says("legw-hpc", '[ "$1" = data ] || exit 85')
+    text = next(t for p, t in scripts().items() if (p.stem, p.parent.name) == ("skylake", "pbs"))
+    done = run(text, stubs, ARGS="mnist-lstm batch=512", STAGE="d", **({"LEGW_SCRIPT": own} if own else {}))
+    assert done.returncode == 85, done.stderr
+    (words,) = stubs.calls("qsub")
+    assert words[-1] == (own or "jobs/pbs/skylake.pbs")
+    assert words[-2].split(",") == ["LEGW_LINK=2", "CHAIN=3", "ARGS", "STAGE", "LEGW_BIN", *(["LEGW_SCRIPT"] if own else [])]

@@ -203,8 +203,8 @@ def test_all_points_are_measured_once_and_then_again(tmp_path: Path, monkeypatch
 
 
 def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["mnist-lstm-sample", "batch=256", "--machine", "localhost", "--nodes", "1,2", "--to", str(tmp_path), "--dry-run"]
-    words += ["--partition", "short"]
+    words = ["mnist-lstm-sample", "--machine", "localhost", "--nodes", "1,2", "--to", str(tmp_path), "--dry-run"]
+    words += ["--partition", "short", "batch=256"]
     assert scaling_study.main(words) == 0
     scripts = capfd.readouterr().out
     assert scripts.count("#SBATCH --array=") == 4
@@ -212,6 +212,11 @@ def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.Captu
     assert "weak-2-nodes-2-ranks" in scripts
     assert scripts.count("twin=no-exchange") == 4 * 3
     assert scripts.count("#SBATCH --partition=short") == 4
+    assert (scripts.count(" batch=256 "), scripts.count(" batch=128 ")) == (27, 9)
+    assert scaling_study.main([*words, "--kinds", "weak", "--share", "16", "--set", "ranks=2", "--set", "spare_cores=0"]) == 0
+    scripts = capfd.readouterr().out
+    assert "weak-2-nodes-4-ranks" in scripts
+    assert (scripts.count(" batch=32 "), scripts.count(" batch=64 ")) == (9, 9)
 
 
 @pytest.mark.parametrize(

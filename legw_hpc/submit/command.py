@@ -12,6 +12,7 @@ from legw_hpc.errors import InputError
 
 if TYPE_CHECKING:
     from legw_hpc.recipe import Recipe
+    from legw_hpc.submit.machine import Machine
 
 EXAMPLES = (
     "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --dry-run\n"
@@ -33,6 +34,11 @@ def arguments(submit: argparse.ArgumentParser) -> None:
     )
     submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
     submit.add_argument("--to", type=Path, help="folder of an array's runs (default: runs/sweep/RECIPE)")
+    how(submit)
+
+
+def how(submit: argparse._ActionsContainer) -> None:
+    """The options of any job: what is charged, where it queues, and how it starts."""
     submit.add_argument("--stage", action="store_true", help="copy the shards to node-local storage first, checked")
     submit.add_argument(
         "--unpack", default="", metavar="FILE", help="unpack this environment of jobs/pack.sh on every node first"
@@ -45,6 +51,25 @@ def arguments(submit: argparse.ArgumentParser) -> None:
     )
 
 
+def words(options: argparse.Namespace) -> list[str]:
+    """The options of `how` as they were given."""
+    named = [f"--{name}={getattr(options, name)}" for name in ("unpack", "account", "partition", "scheduler")]
+    return [word for word in named if not word.endswith(("=", "=None"))] + [
+        *(f"--set={word}" for word in options.set), *(["--stage"] if options.stage else []),
+    ]  # fmt: skip
+
+
+def machine_of(options: argparse.Namespace) -> Machine:
+    """With the fields that were set.
+
+    Raises:
+        InputError: no such machine, or a field that it has not.
+    """
+    from legw_hpc.submit.machine import load
+
+    return load(options.machine, [*options.set, *([f"scheduler={options.scheduler}"] if options.scheduler else [])])
+
+
 def run(options: argparse.Namespace) -> None:
     """Check, then print or submit.
 
@@ -54,10 +79,8 @@ def run(options: argparse.Namespace) -> None:
     from legw_hpc.recipe import load
     from legw_hpc.submit import send
     from legw_hpc.submit.job import Options, make
-    from legw_hpc.submit.machine import load as load_machine
 
-    chosen = [f"scheduler={options.scheduler}"] if options.scheduler else []
-    machine = load_machine(options.machine, [*options.set, *chosen])
+    machine = machine_of(options)
     wanted = Options(
         nodes=options.nodes, time=options.time, chain=options.chain, array=options.array,
         to=options.to,

@@ -174,8 +174,10 @@ def _successor(job: Job) -> list[str]:
     file = shlex.quote(str(job.file))
     if not job.tasks:
         return [
-            'variables="LEGW_LINK=$((link + 1)),CHAIN=$chain,ARGS${STAGE:+,STAGE}${UNPACK:+,UNPACK}${LEGW_BIN:+,LEGW_BIN}"',
-            f'qsub -l select="$nodes:{chunk(job)}" -l walltime="$walltime" -v "$variables" {file} || {script.NOT_QUEUED}',
+            f"file=${{LEGW_SCRIPT:-{file}}}  # a copy is known by that name alone: PBS runs one of its own",
+            'variables="LEGW_LINK=$((link + 1)),CHAIN=$chain,ARGS"',
+            'for name in STAGE UNPACK LEGW_BIN LEGW_SCRIPT; do [ -z "${!name}" ] || variables+=",$name"; done',
+            f'qsub -l select="$nodes:{chunk(job)}" -l walltime="$walltime" -v "$variables" "$file" || {script.NOT_QUEUED}',
         ]
     variables, format, of = "LEGW_LINK=$((link + 1))", '{"scheduler": "pbs", "id": "%s"}\\n', ""
     if job.array:
