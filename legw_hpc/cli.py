@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
         "status", "where runs are: state, step, samples/s, time to go, jobs, last error",
         "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/mnist-lstm/*/",
     )  # fmt: skip
-    status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or one that an array was submitted into")
 
     doctor = command(
         "doctor", "check MPI, Horovod, ranks, threads, HDF5 and disk; each fault with a remedy",
@@ -276,9 +276,9 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from legw_hpc.status import status
+    from legw_hpc.status import runs, status
 
-    for run in options.runs:
+    for run in runs(options.runs):
         print("\n".join(status(run).lines()))
 
 

@@ -109,6 +109,7 @@ class Derived:
             warmup = f"{recipe.scheme}, at every batch"
         steps = self.course.until(now.warmup_epochs)
         tail = "" if self.last_batch == now.batch else f", the last of {self.last_batch:,} samples"
+        ends = "" if self.last == self.steps else f", max_steps={self.last:,} of them"
         grows = [f"{stage.batch:,} from epoch {stage.epoch}, {stage.per_epoch:,} steps each" for stage in self.course.stages[1:]]
         return [
             f"recipe   {recipe.name}: {recipe.application}, {recipe.solver}, {recipe.epochs:g} epochs, seed {recipe.seed}",
@@ -117,7 +118,7 @@ class Derived:
             f"warmup   {now.warmup_epochs:.6g} epochs = {steps:.1f} steps, {now.warmup}   ({warmup})",
             f"decay    {recipe.decay} {_options(decay_of(recipe))}".rstrip(),
             *([f"growth   {'; '.join(grows)}"] if grows else []),
-            f"steps    {self.steps_per_epoch:,} an epoch{tail}; {self.steps:,} in all",
+            f"steps    {self.steps_per_epoch:,} an epoch{tail}; {self.steps:,} in all{ends}",
             *self._distance(),
         ]
 

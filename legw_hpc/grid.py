@@ -50,21 +50,25 @@ def labels(grid: Sequence[Cell]) -> list[str]:
     return [" ".join(word for word in own if word not in shared) for own in words]
 
 
-def cells(recipe: str, words: Sequence[str]) -> list[Cell]:
+def cells(recipe: str, words: Sequence[str], runs: bool = True) -> list[Cell]:
     """The grid: every word whose value has commas is a dimension, the last one varies fastest.
 
     Args:
         recipe: name or path.
         words: key=value or key=value,value,...; `seeds=N` is the recipe's seed and the N-1 after it.
+        runs: they are to be trained, each once: two that differ in what is no part of a run, such as its threads, are one.
 
     Raises:
         InputError: any cell that cannot be trained; nothing has run by then.
     """
     dimensions = []
+    seeds = any(word.startswith(f"{SEEDS}=") for word in words)
     for word in words:
         key, equals, values = word.partition("=")
         if key == "out":
             raise InputError("a grid chooses the run folders itself: --to names the folder that holds them")
+        if key == "seed" and seeds:
+            continue  # the first of them
         if key == SEEDS:
             dimensions.append(_seeds(recipe, words, values))
         elif not equals or values[:1] in ("[", '"', "'"):
@@ -72,9 +76,20 @@ def cells(recipe: str, words: Sequence[str]) -> list[Cell]:
         else:
             dimensions.append([f"{key}={value}" for value in values.split(",")])
     grid = [Cell(recipe, chosen, derive(load(recipe, chosen))) for chosen in itertools.product(*dimensions)]
-    if len({cell.name for cell in grid}) < len(grid):
-        raise InputError(f"the grid has a cell twice: {' '.join(words)}")
+    if runs and len({cell.name for cell in grid}) < len(grid):
+        several = [word for word in words if "," in word and word.partition("=")[2][:1] not in ("[", '"', "'")]
+        same = [word for word in several if len(_names(recipe, words, word)) == 1]
+        why = f"; runs that differ in {' '.join(same)} alone are one run, by its result" if same else ""
+        raise InputError(f"the grid has a cell twice: {' '.join(words)}{why}")
     return grid
+
+
+def _names(recipe: str, words: Sequence[str], varied: str) -> set[str]:
+    """Of the runs of one dimension alone, the first value of each other."""
+    chosen = [word if word == varied or word.startswith(f"{SEEDS}=") else word.partition(",")[0] for word in words]
+    key, _, values = varied.partition("=")
+    others = [word for word in chosen if word != varied and not word.startswith(f"{SEEDS}=")]
+    return {load(recipe, [*others, f"{key}={value}"]).run_name() for value in values.split(",")}
 
 
 def _seeds(recipe: str, words: Sequence[str], count: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ class Status:
         return lines + ([f"  {self.error}"] if self.error else [])
 
 
+def runs(folders: Sequence[Path]) -> list[Path]:
+    """The folders; in the place of one that an array was submitted into (TO or TO/jobs), those of its tasks, each once."""
+    found: dict[Path, None] = {}
+    for folder in folders:
+        to = folder.parent if folder.name == runlog.JOBS else folder
+        found |= dict.fromkeys([to / name for name in record.tasks(to)] or [folder])
+    return list(found)
+
+
 def status(folder: Path, now: float | None = None) -> Status:
     """Of one run.
 
@@ -81,7 +91,8 @@ def status(folder: Path, now: float | None = None) -> Status:
     Raises:
         InputError: there is no such folder.
     """
-    if not folder.is_dir():
+    submitted = record.jobs(folder)
+    if not folder.is_dir() and not submitted:  # an array's task makes its folder when it begins
         raise InputError(f"{folder}: no such folder")
     now = time.time() if now is None else now
     log = [line for line in runlog.read(folder) if isinstance(line, dict)]
@@ -96,7 +107,6 @@ def status(folder: Path, now: float | None = None) -> Status:
     steps = int(min(told, most) if most else told)
     at = int(_number(end, "steps") or max(_number(line, "step") for line in (step, evaluation, log[-1] if log else {})))
     rate = _number(end, "samples_per_s") or _number(step, "samples_per_s")
-    submitted = record.jobs(folder)
     jobs = tuple((job.id, job.state()) for job in submitted)
     if end:
         state = str(end.get("status", "done"))

@@ -17,7 +17,7 @@ from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.gradients import FlatGradients
 from legw_hpc.plan import calibration
-from legw_hpc.plan.forecast import Forecast, forecast
+from legw_hpc.plan.forecast import Forecast, _jobs, forecast
 from legw_hpc.plan.gradient import OPTIONS, gradient_bytes, parameters, update_passes
 from legw_hpc.plan.model import Work, step
 from legw_hpc.recipe import available, load
@@ -127,6 +127,14 @@ def test_a_forecast_is_the_models_step_times_the_runs_steps() -> None:
     assert row.hours.likely == pytest.approx((30 + 256 * 0.05 + 90 * (39 * seconds + last)) / 3600)
     assert row.node_hours.likely == 256 * row.hours.likely
     assert (row.ranks, row.share, row.jobs) == (512, 64, 1)
+
+
+@pytest.mark.parametrize(("walltime", "start", "training", "jobs"), [
+    ("01:00:00", 300, 3600 - 180 - 300, 1), ("01:00:00", 300, 3600 - 180 - 299, 2),
+    ("00:40:00", 556, 5328, 4), ("00:12:00", 556, 5328, 0),
+])  # fmt: skip
+def test_each_job_of_a_chain_starts_anew_and_is_warned(walltime: str, start: float, training: float, jobs: int) -> None:
+    assert _jobs(machines.load("knl", [f"walltime={walltime}"]), start, training) == jobs
 
 
 def test_pieces_hide_the_exchange_where_the_machine_lets_them() -> None:

@@ -175,3 +175,8 @@ def test_cells_of_a_grid_are_those_of_a_sweep(cli: Cli) -> None:
 def test_a_grid_needs_no_machine(cli: Cli) -> None:
     done = cli("plan", RESNET, "batch=4096,8192", "--json")
     assert [json.loads(line)["batch"] for line in done.stdout.splitlines()] == [4096, 8192]
+
+
+def test_a_run_that_stops_earlier_says_so(cli: Cli) -> None:
+    said = cli("plan", "mnist-lstm", "max_steps=10", "batch=8192").stdout
+    assert "200 in all, max_steps=10 of them\n" in said

@@ -106,12 +106,18 @@ def test_a_job_that_printed_and_is_forgotten_has_stopped(tmp_path: Path, monkeyp
     assert (found.state, found.error) == ("stopped", "expected 2 ranks on each of 2 nodes; nothing trained")
 
 
+RUN = "2026-01-01T10:00:00+00:00, machine knl, job 5, run {} of at most 3\n"
 KILLED, LIMIT = "mpirun noticed that process rank 1 exited on signal 9", "=>> PBS: job killed: walltime 600 exceeded limit 590"
 OUTPUTS = {
     "ours before the launcher's": ("legw-hpc: no shards\nsrun: error: n1: task 0: Exited with exit code 2\n", "no shards"),
     "the launcher's": (f"a line\n{KILLED}\n", KILLED),
     "the scheduler's": (f"{LIMIT}\n", LIMIT),
     "nobody's": ("step 3 of 9\n", ""),
+    "of a job that was queued again": (
+        f"{RUN.format(1)}legw-hpc: stopped\n{RUN.format(2)}srun: error: oom\n",
+        "srun: error: oom",
+    ),
+    "of one that may not run again": (f"{RUN.format(1)}x\nlegw-hpc: run 3 of 2: not started\n", "run 3 of 2: not started"),
 }
 
 
@@ -177,6 +183,20 @@ def test_the_jobs_of_an_arrays_task(scheduler: str, name: str, expected: list[st
             file.write('{"scheduler": "pbs", "id": "33.host", "run": "lr=2"}\n{"torn')
     assert [job.output.relative_to(place).name for job in record.jobs(tmp_path / "grid/lr=2")] == expected
     assert record.jobs(tmp_path / "grid/other") == record.jobs(tmp_path / "grid") == []
+
+
+def test_an_array_that_waits_is_seen_by_its_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tasks make their folders when they begin."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    place = tmp_path / "grid/jobs"
+    place.mkdir(parents=True)
+    record.add(place, "slurm", "20", ["lr=1", "lr=2"])
+    (tmp_path / "grid/lr=1").mkdir()
+    said = "grid/lr=1: queued\n  job 20_0\ngrid/lr=2: queued\n  job 20_1\n"
+    for words in (["grid"], ["grid/jobs"], ["grid/lr=1", "grid/jobs"]):
+        assert cli("status", *words).stdout == said
+    monkeypatch.chdir(tmp_path / "grid/lr=1")
+    assert [name for name, _ in status(Path(".")).jobs] == ["20_0"]
 
 
 def test_the_last_error_is_of_the_last_job_that_has_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

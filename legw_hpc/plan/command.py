@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from legw_hpc import grid
 
     # Values with commas are a grid, as in `sweep`; where the run goes does not matter here.
-    cells = grid.cells(options.recipe, [word for word in options.overrides if not word.startswith("out=")])
+    cells = grid.cells(options.recipe, [word for word in options.overrides if not word.startswith("out=")], runs=False)
     noise = _noise(options.noise, [cell.derived.recipe for cell in cells]) if options.noise else None
     if options.machine is None:
         if given := [name for name in ("nodes", "plot", "set") if getattr(options, name)]:

@@ -56,7 +56,7 @@ class Row:
         hours: from the start of the job to the last step.
         node_hours, units: as the machine charges them.
         allreduce: the algorithm that is quickest between its nodes.
-        jobs: of the machine's longest walltime that it takes, at worst.
+        jobs: of the machine's longest walltime that it takes, at worst; 0 if none comes to train.
         against: reasons, with their numbers; none is a sensible choice.
     """
 
@@ -135,7 +135,7 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
             row = replace(
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
                 hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),
-                jobs=math.ceil(3600 * hours.worst / seconds(machine.walltime, "walltime")),
+                jobs=_jobs(machine, max(start), max(training)),
                 allreduce=best(gradient_bytes(recipe) / recipe.exchange_pieces, count, speeds["likely"].network)[1],
             )  # fmt: skip
         rows.append(row)
@@ -147,6 +147,12 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
         why = "the network's numbers are assumed: calibrate on two nodes or more"
         judged = [replace(row, against=(*row.against, why)) if row.runs and row.nodes > 1 else row for row in judged]
     return Forecast(derived, machine, base.nodes, tuple(judged))
+
+
+def _jobs(machine: Machine, start: float, training: float) -> int:
+    """Each starts anew, and stops when it is warned; in seconds."""
+    trains = seconds(machine.walltime, "walltime") - machine.warning_seconds - start
+    return math.ceil(training / trains) if trains > 0 else 0
 
 
 def _work(recipe: Recipe, batch: int, overlap: float) -> Work:
@@ -191,6 +197,8 @@ def _judged(row: Row, base: Row, recipe: Recipe, machine: Machine, half_batch: f
         against.append(f"{1 / efficiency:.1f} times the node-hours of {base.nodes:,} nodes")
     if recipe.threads not in (0, machine.threads):
         against.append(f"the rate is that of {machine.threads} threads a rank, not of threads={recipe.threads}")
+    if not row.jobs:
+        against.append(f"a job of {machine.walltime} may be over before it has started to train")
     if row.jobs > MOST_JOBS:
         against.append(f"{row.hours.likely:,.0f} hours are up to {row.jobs} jobs of {machine.walltime}")
     return replace(row, efficiency=efficiency, against=tuple(against))

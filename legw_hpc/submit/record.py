@@ -7,6 +7,7 @@ TO/jobs/submitted.jsonl     of an array: a line a task, with "run", the name of 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ RECORD = "submitted.jsonl"
 TAIL_BYTES = 65536
 # Who else tells of an end, at the beginning of a line.
 OTHERS = ("slurmstepd: error", "srun: error", "=>> PBS:", "mpirun", "prterun", "mpiexec", "qsub: ", "scontrol: ", "qsub error")
+# What a script says before it trains (submit/script.py).
+_BEGUN = re.compile(r"^\S+, machine .*, job .*, run \d+ of at most \d+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Submitted:
         with self.output.open("rb") as file:
             file.seek(max(0, self.output.stat().st_size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
-        lines = text.splitlines()
+        lines = _BEGUN.split(text)[-1].splitlines()  # a job that was queued again goes on in one file
         said = [line for line in lines if line.startswith("legw-hpc: ")] or [line for line in lines if line.startswith(OTHERS)]
         return said[-1].removeprefix("legw-hpc: ") if said else ""
 
@@ -70,8 +73,14 @@ def task_id(scheduler: str, array: str, number: int) -> str:
     return f"{array}_{number}" if scheduler == "slurm" else array.replace("[]", f"[{number}]")
 
 
+def tasks(to: Path) -> list[str]:
+    """Names of the run folders of the arrays that were submitted into a folder, whether they have begun or not."""
+    return list(dict.fromkeys(str(line["run"]) for line in _lines(to) if "run" in line))
+
+
 def jobs(run: Path) -> list[Submitted]:
     """Those of a run, in the order of their submission."""
+    run = run.absolute()  # "." has no name
     own = [(line, run) for line in _lines(run) if "run" not in line]
     tasks = [(line, run.parent) for line in _lines(run.parent) if line.get("run") == run.name]
     found = []
