@@ -199,11 +199,12 @@ def _check(machine: Machine) -> None:
         "gpus": 0,
         "charge": 0,
         "local_gb": 0,
+        "gpu_memory_gb": 0,
     }
     for key, value in least.items():
         if not value <= getattr(machine, key) < math.inf:
             raise InputError(f"{where}: {key} must be finite and at least {value}, not {getattr(machine, key)}")
-    if machine.memory_gb <= 0:
+    if not 0 < machine.memory_gb < math.inf:
         raise InputError(f"{where}: memory_gb must be a positive number, not {machine.memory_gb:g}")
     if machine.threads < 1:
         raise InputError(
