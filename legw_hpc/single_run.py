@@ -225,6 +225,7 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     print(f"ranks    {where}; {recipe.batch / comm.size:g} {what} a rank in micro-batches of {recipe.micro_batch}")
     if work.precision.emulated:
         print(f"note     precision={recipe.precision}: this processor emulates it; fp32 is faster here")
+        facts["emulated"] = True
     if work.threads > (cores := len(os.sched_getaffinity(0))):
         print(f"note     {work.threads} threads a rank on {cores} cores: more than there are only get in each other's way")
     if work.tuned is not None:

@@ -103,3 +103,4 @@ def test_an_emulated_precision_is_told(
     done = cli("train", *arguments, "precision=bf16", "max_steps=1", "out=r")
     assert done.returncode == 0, done.stderr
     assert ("this processor emulates it; fp32 is faster" in done.stdout) == emulated
+    assert read(tmp_path / "r")[0].get("emulated", False) == emulated
