@@ -61,39 +61,35 @@ def cells(recipe: str, words: Sequence[str], runs: bool = True) -> list[Cell]:
     Raises:
         InputError: any cell that cannot be trained; nothing has run by then.
     """
-    dimensions = []
-    seeds = any(word.startswith(f"{SEEDS}=") for word in words)
+    dimensions, first = [], [word for word in words if word.startswith("seed=")]
+    if any(word.startswith(f"{SEEDS}=") for word in words):
+        words = [word for word in words if word not in first]  # it is the first of them
     for word in words:
         key, equals, values = word.partition("=")
         if key == "out":
             raise InputError("a grid chooses the run folders itself: --to names the folder that holds them")
-        if key == "seed" and seeds:
-            continue  # the first of them
         if key == SEEDS:
-            dimensions.append(_seeds(recipe, words, values))
+            dimensions.append(_seeds(recipe, first, values))
         elif not equals or values[:1] in ("[", '"', "'"):
             dimensions.append([word])
         else:
             dimensions.append([f"{key}={value}" for value in values.split(",")])
     grid = [Cell(recipe, chosen, derive(load(recipe, chosen))) for chosen in itertools.product(*dimensions)]
     if runs and len({cell.name for cell in grid}) < len(grid):
-        several = [word for word in words if "," in word and word.partition("=")[2][:1] not in ("[", '"', "'")]
-        same = [word for word in several if len(_names(recipe, words, word)) == 1]
+        same = [word for at, word in enumerate(words) if _alike(grid, dimensions, at)]
         why = f"; runs that differ in {' '.join(same)} alone are one run, by its result" if same else ""
         raise InputError(f"the grid has a cell twice: {' '.join(words)}{why}")
     return grid
 
 
-def _names(recipe: str, words: Sequence[str], varied: str) -> set[str]:
-    """Of the runs of one dimension alone, the first value of each other."""
-    chosen = [word if word == varied or word.startswith(f"{SEEDS}=") else word.partition(",")[0] for word in words]
-    key, _, values = varied.partition("=")
-    others = [word for word in chosen if word != varied and not word.startswith(f"{SEEDS}=")]
-    return {load(recipe, [*others, f"{key}={value}"]).run_name() for value in values.split(",")}
+def _alike(grid: Sequence[Cell], dimensions: Sequence[Sequence[str]], at: int) -> bool:
+    """Do different values of one dimension, beside the first value of each other, make one run?"""
+    line = (cell for cell in grid if all(i == at or word == dimensions[i][0] for i, word in enumerate(cell.overrides)))
+    return len(set(dimensions[at])) == len(dimensions[at]) > 1 and len({cell.name for cell in line}) == 1
 
 
-def _seeds(recipe: str, words: Sequence[str], count: str) -> list[str]:
+def _seeds(recipe: str, first: Sequence[str], count: str) -> list[str]:
     if not (count.isdigit() and int(count) >= 1):
         raise InputError(f"seeds={count}: how many, a whole number of at least 1")
-    first = load(recipe, [word for word in words if word.startswith("seed=")]).seed
-    return [f"seed={first + i}" for i in range(int(count))]
+    seed = load(recipe, first).seed
+    return [f"seed={seed + i}" for i in range(int(count))]

@@ -77,8 +77,8 @@ def attended(command: Sequence[str], environment: Mapping[str, str] | None, stop
     Returns:
         Its exit code; EXIT_RESUME where this process was told to stop.
     """
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     with _interruptible():
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             return process.wait()
         except KeyboardInterrupt:

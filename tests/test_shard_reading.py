@@ -68,7 +68,7 @@ print(len(os.listdir("/proc/self/fd")) - before)
         (
             64,
             64,
-            "legw_hpc.errors.InputError: {folder}: train: 80 files to open, and this process may have no more than 64 (ulimit",
+            "legw_hpc.errors.InputError: {folder}: train: 120 files to open, and this process may have no more than 64 (ulimit",
         ),
     ],
 )

@@ -273,14 +273,14 @@ def test_runs_side_by_side_have_cores_of_their_own() -> None:
 def test_what_makes_no_other_run_is_named() -> None:
     with pytest.raises(InputError, match=r"cell twice.*; runs that differ in threads=1,2 alone are one run"):
         cells("mnist-lstm", ["batch=128,256", "threads=1,2"])
-    with pytest.raises(InputError, match=r"cell twice: batch=128,128"):
+    with pytest.raises(InputError, match=r"cell twice: batch=128,128$"):
         cells("mnist-lstm", ["batch=128,128"])
     assert len(cells("mnist-lstm", ["threads=1,2"], runs=False)) == 2
     for words in (["seeds=3", "seed=5"], ["seed=5", "seeds=3"]):
         assert [cell.overrides for cell in cells("mnist-lstm", words)] == [("seed=5",), ("seed=6",), ("seed=7",)]
 
 
-@pytest.mark.parametrize(("command", "code", "said"), [("exit 3", 3, ""), ("kill -TERM $PPID; exec sleep 60", 85, "")])
+@pytest.mark.parametrize(("command", "code", "said"), [("exit 3", 3, ""), ("sleep 1; kill -TERM $PPID; exec sleep 60", 85, "")])
 def test_a_command_that_is_attended_ends_with_this_one(command: str, code: int, said: str) -> None:
     words = ["import sys; from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))", command]
     done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True, timeout=50)
@@ -289,7 +289,7 @@ def test_a_command_that_is_attended_ends_with_this_one(command: str, code: int, 
 
 def test_what_nohup_has_it_ignore_ends_no_sweep() -> None:
     words = ["import sys; from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))"]
-    words += ["kill -HUP $PPID; sleep 0.5; exit 7"]
+    words += ["sleep 1; kill -HUP $PPID; sleep 0.5; exit 7"]
     done = subprocess.run(["nohup", sys.executable, "-c", *words], capture_output=True, text=True, timeout=50)
     assert done.returncode == 7
 

@@ -52,7 +52,7 @@ def tried(read: Callable[[], Read], what: str, again: Callable[[], None] = lambd
 
 
 def make_room(files: int, what: str) -> None:
-    """Let this process open so many files more: the usual limit of 1,024 is less than the shards of ImageNet want.
+    """Let this process open so many files more, where the usual limit of 1,024 is less than its shards want.
 
     Args:
         files: to be opened.

@@ -29,8 +29,8 @@ from legw_hpc.errors import InputError
 KEEP_BYTES = 256 << 20
 
 
-# What a shard keeps open: the file it reads, and its map (a compressed dataset larger than KEEP_BYTES one more).
-OPEN_FILES = 2
+# What a shard keeps open at most: the file it reads, its map, and h5py's of a compressed dataset larger than KEEP_BYTES.
+OPEN_FILES = 3
 
 
 class ShardFile:

@@ -53,10 +53,9 @@ def how(submit: argparse._ActionsContainer) -> None:
 
 def words(options: argparse.Namespace) -> list[str]:
     """The options of `how` as they were given."""
-    named = [f"--{name}={getattr(options, name)}" for name in ("unpack", "account", "partition", "scheduler")]
-    return [word for word in named if not word.endswith(("=", "=None"))] + [
-        *(f"--set={word}" for word in options.set), *(["--stage"] if options.stage else []),
-    ]  # fmt: skip
+    given = ((name, getattr(options, name)) for name in ("unpack", "account", "partition", "scheduler"))
+    named = [f"--{name}={value}" for name, value in given if value]
+    return [*named, *(f"--set={word}" for word in options.set), *(["--stage"] if options.stage else [])]
 
 
 def machine_of(options: argparse.Namespace) -> Machine:

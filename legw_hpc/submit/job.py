@@ -238,7 +238,15 @@ def _counts(recipe: Recipe, machine: Machine) -> list[int]:
     """The numbers of nodes over which the batch goes evenly, in full micro-batches."""
     most = min(machine.nodes, recipe.batch // machine.ranks)
     whole = [n for n in range(1, most + 1) if recipe.batch % (n * machine.ranks) == 0]
-    return [n for n in whole if _fits(recipe, recipe.batch // (n * machine.ranks))]
+    return [n for n in whole if _fits(recipe, recipe.batch // (n * machine.ranks)) and _trains(recipe, n * machine.ranks)]
+
+
+def _trains(recipe: Recipe, ranks: int) -> bool:
+    try:
+        check_ranks(recipe, ranks)
+    except InputError:
+        return False
+    return True
 
 
 def _nodes_that_fit(recipe: Recipe, machine: Machine) -> str:

@@ -88,12 +88,14 @@ def check_folder(recipe: Recipe) -> None:
 
 
 def check_start(recipe: Recipe) -> None:
-    """Refuse a run that is to begin with the weights of one that is not there.  One that has begun needs them no more.
+    """Refuse a run that is to begin with the weights of one that is not there; one that still trains may have ended by then.
+
+    A run with a checkpoint of its own needs them no more.
 
     Raises:
         InputError: names it.
     """
-    begun = (recipe.out_folder() / runlog.LOG).is_file()
+    begun = any((recipe.out_folder() / "checkpoints").glob("step-*.json"))  # checkpoint.any_in, but without torch
     if recipe.start and not begun and not (Path(recipe.start) / runlog.LOG).is_file():
         raise InputError(f"start={recipe.start}: no run there")
 
