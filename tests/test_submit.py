@@ -194,7 +194,7 @@ def test_a_measured_micro_batch_fits_every_even_share() -> None:
 
 
 def test_nodes_are_named_that_the_ranks_would_take() -> None:
-    with pytest.raises(InputError, match="1024 .* leaves 4 samples over; 16 nodes fit"):
+    with pytest.raises(InputError, match=r"1024 .* leaves 4 samples over; 16 nodes fit"):
         make("imagenet-resnet50", ["batch=1024", "options.batch_norm=rank"], load("skylake", []), Options(nodes=3))
     with pytest.raises(InputError, match="batch_norm=rank: a rank's 64 samples"):
         make("imagenet-resnet50", ["batch=1024", "options.batch_norm=rank"], load("skylake", []), Options(nodes=8))
