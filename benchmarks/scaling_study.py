@@ -119,9 +119,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--to", type=Path, help="folder of the runs and the page (default: runs/scaling/RECIPE)")
     parser.add_argument("--draw", action="store_true", help="run nothing: make the page of what is finished")
-    command.how(parser.add_argument_group("with --machine, as legw-hpc submit takes them"))
+    command.job_arguments(parser.add_argument_group("with --machine, as legw-hpc submit takes them"))
     options = parser.parse_intermixed_args(arguments)
-    options.submit = command.words(options) + (["--dry-run"] if options.dry_run else [])
+    options.submit = command.job_words(options) + (["--dry-run"] if options.dry_run else [])
     if not options.machine and options.submit:
         parser.error(f"{' '.join(options.submit)}: only with --machine")
     if options.steps <= scaling_report.WARM:

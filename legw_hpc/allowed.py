@@ -1,4 +1,4 @@
-"""What a recipe may hold: names, ranges, and what goes together.  Options of solvers and applications are checked in work.py."""
+"""What a recipe may hold, and with what ranks and data.  Options of solvers and applications are checked in work.py."""
 
 from __future__ import annotations
 
@@ -106,6 +106,22 @@ def check_ranks(recipe: Recipe, ranks: int) -> None:
         raise InputError(
             f"growth.epochs: a rank's {share} samples of batch {recipe.batch} are less than micro_batch {recipe.micro_batch}; "
             f"batch norm would be over more as the batch grows: fewer ranks, or micro_batch={share}"
+        )
+
+
+def check_samples(recipe: Recipe, found: int | None) -> None:
+    """Refuse data of another size than the recipe's, from which its steps are derived.
+
+    Args:
+        found: samples of the split train, or words of a text; None if there is no such split.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    declared = recipe.data.train_samples
+    if found != declared:
+        raise InputError(
+            f"{recipe.data.folder()}: {found} training samples, recipe {recipe.name} declares data.train_samples {declared}"
         )
 
 

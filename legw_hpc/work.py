@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from legw_hpc import apps, checkpoint, runlog, tuning, twins
 from legw_hpc.agreement import learn_alike, stay_alike
-from legw_hpc.allowed import check_ranks
+from legw_hpc.allowed import check_ranks, check_samples
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
@@ -275,11 +275,7 @@ def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tu
     evaluated = tuple(Shards(training.folder, split) for split in app.splits)
     for data in (training, *evaluated):
         app.check(data)
-    declared = recipe.data.train_samples
-    if len(training) != declared:
-        raise InputError(
-            f"{training.folder}: {len(training)} training samples, recipe {recipe.name} declares data.train_samples {declared}"
-        )
+    check_samples(recipe, len(training))
     return training, evaluated
 
 

@@ -319,4 +319,5 @@ def test_a_chain_by_hand_goes_on_with_the_script_that_was_submitted(own: str, st
     assert done.returncode == 85, done.stderr
     (words,) = stubs.calls("qsub")
     assert words[-1] == (own or "jobs/pbs/skylake.pbs")
+    assert record._BEGUN.search(done.stdout)  # from there on `status` looks for errors
     assert words[-2].split(",") == ["LEGW_LINK=2", "CHAIN=3", "ARGS", "STAGE", "LEGW_BIN", *(["LEGW_SCRIPT"] if own else [])]

@@ -34,10 +34,10 @@ def arguments(submit: argparse.ArgumentParser) -> None:
     )
     submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
     submit.add_argument("--to", type=Path, help="folder of an array's runs (default: runs/sweep/RECIPE)")
-    how(submit)
+    job_arguments(submit)
 
 
-def how(submit: argparse._ActionsContainer) -> None:
+def job_arguments(submit: argparse._ActionsContainer) -> None:
     """The options of any job: what is charged, where it queues, and how it starts."""
     submit.add_argument("--stage", action="store_true", help="copy the shards to node-local storage first, checked")
     submit.add_argument(
@@ -51,8 +51,8 @@ def how(submit: argparse._ActionsContainer) -> None:
     )
 
 
-def words(options: argparse.Namespace) -> list[str]:
-    """The options of `how` as they were given."""
+def job_words(options: argparse.Namespace) -> list[str]:
+    """The options of `job_arguments` as they were given."""
     given = ((name, getattr(options, name)) for name in ("unpack", "account", "partition", "scheduler"))
     named = [f"--{name}={value}" for name, value in given if value]
     return [*named, *(f"--set={word}" for word in options.set), *(["--stage"] if options.stage else [])]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from legw_hpc import runlog
+from legw_hpc.allowed import check_samples
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
@@ -111,9 +112,7 @@ def check_data(recipe: Recipe, staged: Machine | None = None) -> None:
     folder = recipe.data.folder()
     if not (folder / "index.json").exists():
         raise InputError(f"{folder}: no shards here (index.json); see legw-hpc data --help, or data.dir=...")
-    found, declared = read_index(folder)["splits"].get("train", {}).get("count"), recipe.data.train_samples
-    if found != declared:
-        raise InputError(f"{folder}: {found} training samples, recipe {recipe.name} declares data.train_samples {declared}")
+    check_samples(recipe, read_index(folder)["splits"].get("train", {}).get("count"))
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     if staged and size > staged.local_gb:
         raise InputError(f"--stage: {folder} has {size:,.1f} GB, {staged.local} of machine {staged.name} {staged.local_gb:g} GB")
