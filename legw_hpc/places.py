@@ -19,10 +19,12 @@ class Spread:
     Attributes:
         values: of the runs that are done.
         diverged: how many were not.
+        unscored: how many are done and were never evaluated.
     """
 
     values: tuple[float, ...]
     diverged: int = 0
+    unscored: int = 0
 
     @property
     def mean(self) -> float:
@@ -39,7 +41,7 @@ class Spread:
         n, runs = len(self.values), len(self.values) + self.diverged
         lost = ("diverged" if runs == 1 else f"{self.diverged} of {runs} diverged") if self.diverged else ""
         if not n:
-            return lost or "missing"
+            return lost or ("not evaluated" if self.unscored else "missing")
         shown = f"{self.mean:.2f}" if n == 1 else f"{self.mean:.2f} ± {self.deviation:.2f} ({n})"
         return f"{shown}, {lost}" if lost else shown
 
@@ -63,8 +65,9 @@ class Place:
 
     def spread(self, metric: str) -> Spread:
         """A metric over the runs; those without an evaluation have none."""
-        values = tuple(end["metrics"][metric] for end in self.done if metric in end["metrics"])
-        return Spread(values, len(self.records) - len(self.done))
+        done = self.done
+        values = tuple(end["metrics"][metric] for end in done if metric in end["metrics"])
+        return Spread(values, len(self.records) - len(done), len(done) - len(values))
 
     @property
     def samples_per_s(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import signal
@@ -106,6 +107,18 @@ def test_a_read_error_is_tried_again_and_then_named(
         with pytest.raises(InputError, match=r"train-00000\.h5: bytes \d+ to \d+ cannot be read, tried 4 times: Input/output"):
             data.take(field, np.array([3]))
     assert waits == [1.0, 2.0, 4.0][: min(failures, 3)]
+
+
+def test_a_map_that_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under `ulimit -v`."""
+    write(tmp_path / "d", samples(20))
+
+    def refused(*arguments: object, access: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    with pytest.raises(InputError, match=r"train-00000\.h5: cannot be mapped into memory: Cannot allocate memory"):
+        Shards(tmp_path / "d", "train").take("image", np.array([3]))
 
 
 def test_an_open_file_that_the_system_says_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,7 @@ SPREADS = [
     (Spread((), 3), "3 of 3 diverged"),
     (Spread((98.1,), 2), "98.10, 2 of 3 diverged"),
     (Spread(()), "missing"),
+    (Spread((), unscored=2), "not evaluated"),  # evaluate=false
 ]
 
 

@@ -90,7 +90,10 @@ class Reader:
     @functools.cached_property
     def map(self) -> mmap.mmap:
         """All of the file, mapped, read-only: once, since each map holds an open file of its own."""
-        return mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+        try:
+            return mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+        except OSError as error:  # the file is whole; it is the process that may have no more (ulimit -v)
+            raise InputError(f"{self.path}: cannot be mapped into memory: {error.strerror}") from None
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes from `start` to before `end`."""
