@@ -92,10 +92,10 @@ def parser() -> argparse.ArgumentParser:
     _local_arguments(sweep)
     sweep.add_argument("--to", type=Path, help="folder of the runs, table and plot (default: runs/sweep/RECIPE)")
     sweep.add_argument("--draw", action="store_true", help="run nothing: table and plot of what is finished")
-    sweep.add_argument("--machine", help="submit what is missing as a job array there; takes --nodes too, and see submit --help")
-    sweep.add_argument("--nodes", type=int, help="of each task of the array")
-    sweep.add_argument("--time", default="", metavar="HH:MM:SS", help="walltime of a task (default: the machine's longest)")
-    sweep.add_argument("--dry-run", action="store_true", help="with --machine: print the script and submit nothing")
+    array = sweep.add_argument_group("job array", "what is missing as an array on a machine")
+    array.add_argument("--machine", help="name of a machine (jobs/machines/), or path of a .toml file")
+    array.add_argument("--nodes", type=int, help="of each task of the array")
+    submit_command.array_arguments(array)
 
     figures = command(
         "figures", "the paper's figures and Table 1: train what is missing, draw, write pages", paper_command.EXAMPLES
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     curvature = command(
         "curvature", "train with L(x, g) measured: where its peak lies, and what warmup covers it (paper, section 4)",
         "  legw-hpc curvature mnist-lstm batch=1024 epochs=5 --ranks 2\n"
-        "  legw-hpc curvature mnist-lstm batch=128 --every 10            costs a tenth of that\n"
+        "  legw-hpc curvature mnist-lstm batch=128 --every 2             costs half of that, and is smoothed over half as many\n"
         "  mpirun -np 2 legw-hpc curvature ptb-lstm batch=640 epochs=2\n"
         "  legw-hpc curvature mnist-lstm batch=1024 epochs=5 --draw      of what has been measured\n"
         "The run is the same to the bit as without. Its log has a line a measurement; RUN/curvature.png is drawn.",
@@ -245,9 +245,10 @@ def _sweep(options: argparse.Namespace) -> None:
     from legw_hpc import grid, sweep
 
     to = options.to or grid.folder(options.recipe)
+    told = submit_command.array_words(options)
     if options.machine is None:
-        if given := [name for name in ("dry_run", "nodes", "time") if getattr(options, name)]:
-            raise errors.InputError(f"--{given[0].replace('_', '-')}: on which machine?  --machine NAME")
+        if given := [f"--nodes={options.nodes}"] * (options.nodes is not None) + told:
+            raise errors.InputError(f"{given[0].partition('=')[0]}: on which machine?  --machine NAME")
         run = not options.draw
         sweep.sweep(options.recipe, options.overrides, to, ranks=options.ranks, jobs=options.jobs, run=run)
         return
@@ -260,8 +261,7 @@ def _sweep(options: argparse.Namespace) -> None:
     if options.nodes is None:
         raise errors.InputError(f"--machine {options.machine}: how many nodes does each task take? --nodes N")
     words = ["submit", options.recipe, *options.overrides, "--array", f"--to={to}"]
-    words += [f"--machine={options.machine}", f"--nodes={options.nodes}", f"--time={options.time}"]
-    _submit(parse(words + ["--dry-run"] * options.dry_run))
+    _submit(parse([*words, f"--machine={options.machine}", f"--nodes={options.nodes}", *told]))
 
 
 def _curvature(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.launcher import launched, local_ranks
 from legw_hpc.legw import scale
 from legw_hpc.local_runs import attended
-from legw_hpc.peak import peak
+from legw_hpc.peak import FEWEST, denser, peak
 from legw_hpc.recipe import Recipe, load
 from legw_hpc.records import Record, read
 
@@ -89,9 +89,9 @@ def lines(record: Record) -> list[str]:
         return [*about, "peak     none within them: L rises to their end, falls from their beginning, or has hardly risen"]
     rate = derived.lr(found.step - 1)
     about.append(
-        f"peak     {found.value:.3g} at step {found.step:,}, epoch {found.step / per_epoch:.3g} (running median); "
+        f"peak     {found.value:.3g} at step {found.step:,}, epoch {found.step / per_epoch:.3g} (running median of {found.of}); "
         f"1 / L is {1 / found.value:.3g}, the learning rate there {rate:.3g}, the sum of rates until then "
-        f"{derived.lr_sum(found.step):.3g}"
+        f"{derived.lr_sum(found.step - 1):.3g}"
     )
     if found.until is None:
         about.append(f"warmup   no end of the peak within them, L may rise again: measure longer; LEGW's is {legw:.3g} epochs")
@@ -103,4 +103,10 @@ def lines(record: Record) -> list[str]:
             about.append(
                 f"note     measured under a warmup of {ours:.3g} epochs, which moves the peak: measure again under {own:.3g}"
             )
+    if found.of < FEWEST:
+        closer = denser(found.step)
+        more = f"--every {closer}" if closer < record.recipe.curvature_every else "other seeds"
+        about.append(
+            f"note     a median of {found.of} is hardly smoothed, and L of one batch jumps tenfold: {more} would tell more"
+        )
     return about

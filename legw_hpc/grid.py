@@ -66,6 +66,9 @@ def cells(recipe: str, words: Sequence[str], runs: bool = True) -> list[Cell]:
         words = [word for word in words if word not in first]  # it is the first of them
     for word in words:
         key, equals, values = word.partition("=")
+        again = [other for other in words if other.partition("=")[0] == key]
+        if len(again) > 1 and ("," in "".join(again) or key == SEEDS):  # of single values the last counts, as for a run
+            raise InputError(f"{key} is given twice: {' '.join(again)}")
         if key == "out":
             raise InputError("a grid chooses the run folders itself: --to names the folder that holds them")
         if key == SEEDS:
@@ -77,7 +80,7 @@ def cells(recipe: str, words: Sequence[str], runs: bool = True) -> list[Cell]:
     grid = [Cell(recipe, chosen, derive(load(recipe, chosen))) for chosen in itertools.product(*dimensions)]
     if runs and len({cell.name for cell in grid}) < len(grid):
         same = [word for at, word in enumerate(words) if _alike(grid, dimensions, at)]
-        why = f"; runs that differ in {' '.join(same)} alone are one run, by its result" if same else ""
+        why = f"; runs that differ in {' '.join(same)} alone are one run, in one folder" if same else ""
         raise InputError(f"the grid has a cell twice: {' '.join(words)}{why}")
     return grid
 

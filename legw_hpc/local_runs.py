@@ -24,6 +24,8 @@ from legw_hpc.runlog import JOBS
 # A run that was told to stop has so long to write its checkpoint (assumed).
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
+# What a training run takes for its walltime's end, and what a terminal that is closed sends.
+_STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 # Of a cell's output, where a try begins.
 _BEGUN = "# started: "
 
@@ -150,11 +152,14 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]], how: signal.Signals = si
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does, so that no run outlives it; not what it ignores, as under nohup."""
+    """What ends a process, or warns a job of its end, does here what Ctrl-C does, so that no run outlives this process.
+
+    Not what it ignores, as SIGHUP under nohup.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
     try:
         yield

@@ -36,6 +36,8 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Assumed: seldom enough for a shared file system, and a pause of four beats is no living job's.
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 45.0
+# To those who only look, by this host's clock, a sign of life may be so old: that clock is not the file system's (assumed).
+ALIVE_SECONDS = 120.0
 # Between taking a dead job's record and looking whose it is now: another may do the same (assumed).
 SETTLE_SECONDS = 1.0
 POLL_SECONDS = 0.5

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 # Assumed: 9 steps at step 20, and narrow beside the peaks seen (mnist-lstm: from half to half a factor of 3).
 HALF = 0.2
+# A median of fewer measurements is hardly smoothed (measured, mnist-lstm: of every 2nd step, 7 to 9 at the peak, the warmup
+# found is that of all steps within a factor of 2; of every 10th, 1 at the peak, within 3).
+FEWEST = 9
 # That a peak is above the beginning (assumed: those seen are 15 times it and more, what goes before them mostly within 3).
 RISE = 4.0
 # The smoothed curve is wanted at steps so far apart, not at each.
@@ -30,11 +33,13 @@ class Peak:
         value: L there.
         until: the first step after it at which L is down to half, where the warmup may end; None if it is
             not within what was measured.
+        of: how many measurements it is the median of.
     """
 
     step: int
     value: float
     until: int | None
+    of: int
 
 
 def smoothed(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, float]]:
@@ -47,9 +52,18 @@ def smoothed(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, f
     curve: list[tuple[int, float]] = []
     for step in steps:
         if not curve or step >= curve[-1][0] * APART:
-            begin, end = bisect.bisect_left(steps, step * (1 - HALF)), bisect.bisect_right(steps, step * (1 + HALF))
-            curve.append((step, statistics.median(values[begin:end])))
+            curve.append((step, statistics.median(values[_around(steps, step)])))
     return curve
+
+
+def _around(steps: Sequence[int], step: int) -> slice:
+    """The measurements whose median a step gets."""
+    return slice(bisect.bisect_left(steps, step * (1 - HALF)), bisect.bisect_right(steps, step * (1 + HALF)))
+
+
+def denser(step: int) -> int:
+    """Steps between measurements of which FEWEST lie around a step; 1 if there are never so many."""
+    return max(1, int(2 * HALF * step / FEWEST))
 
 
 def peak(steps: Sequence[int], values: Sequence[float]) -> Peak | None:
@@ -60,7 +74,8 @@ def peak(steps: Sequence[int], values: Sequence[float]) -> Peak | None:
     step, value = max(curve, key=lambda place: place[1])
     if step in (curve[0][0], curve[-1][0]) or value < RISE * curve[0][1]:
         return None
-    return Peak(step, value, next((later for later, low in curve if later > step and low <= value / 2), None))
+    until = next((later for later, low in curve if later > step and low <= value / 2), None)
+    return Peak(step, value, until, len(steps[_around(steps, step)]))
 
 
 # 97.5 % quantiles of Student's t by degrees of freedom; of more, 1.96 + 2.9 / n is within 1 %.

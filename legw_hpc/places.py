@@ -36,10 +36,15 @@ class Spread:
         """Sample standard deviation; 0 of one run, which shows none."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
+    @property
+    def lost(self) -> str:
+        """How many diverged, such as "1 of 3 diverged"; "" if none did."""
+        runs = len(self.values) + self.unscored + self.diverged
+        return ("diverged" if runs == 1 else f"{self.diverged} of {runs} diverged") if self.diverged else ""
+
     def __str__(self) -> str:
         """Such as "98.32 ± 0.12 (3)", the last being n; "1 of 3 diverged" is said."""
-        n, runs = len(self.values), len(self.values) + self.diverged
-        lost = ("diverged" if runs == 1 else f"{self.diverged} of {runs} diverged") if self.diverged else ""
+        n, lost = len(self.values), self.lost
         if not n:
             return lost or ("not evaluated" if self.unscored else "missing")
         shown = f"{self.mean:.2f}" if n == 1 else f"{self.mean:.2f} ± {self.deviation:.2f} ({n})"

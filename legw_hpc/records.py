@@ -47,6 +47,11 @@ class Record:
         return self.lines[-1] if self.lines[-1].get("event") == "end" else None
 
     @property
+    def result(self) -> dict[str, Any]:
+        """How it ended, without when and how fast."""
+        return {key: (self.end or {}).get(key) for key in ("status", "step", "steps", "metrics")}
+
+    @property
     def steps(self) -> int:
         """That it came to; 0 where it has not ended."""
         return int((self.end or {}).get("steps", 0))
@@ -62,15 +67,21 @@ class Record:
     def row(self, derived: Derived) -> dict[str, Any]:
         """One result: what was trained, how it ended, and where, when and by what code.
 
+        "settings" has every key of the recipe that is not its default; "steps" are those done, "planned_steps" the schedule's.
+
         Args:
             derived: of the same run.
         """
         start, end = self.lines[0], self.end or {}
         when = datetime.fromtimestamp(start["time"], timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        about = {"solver": self.recipe.solver, "seed": self.recipe.seed}
+        planned = derived.as_dict()
+        about = {"solver": self.recipe.solver, "seed": self.recipe.seed, "settings": self.recipe.spelled()}
         result = {key: value for key, value in end.items() if key not in ("event", "time", "step", "steps")}
+        if end.get("status") == "diverged":
+            about["diverged_at"] = end.get("step")  # an older log does not tell
+        about |= {"planned_steps": planned.pop("steps"), "steps": self.steps}
         origin = {"command": self.command, "commit": self._all("commit"), "ranks": self._all("ranks")}
-        return derived.as_dict() | about | result | origin | {"started": when, "log": str(self.path)}
+        return planned | about | result | origin | {"started": when, "log": str(self.path)}
 
     @property
     def command(self) -> str | None:
@@ -146,9 +157,10 @@ def keep(record: Record, folder: Path) -> Path:
     Of the folders that the run wrote to and read, the name alone is copied: where they were tells nothing.
 
     Raises:
-        InputError: the run has not ended, a longer one of the same recipe is there, or the folder cannot be written.
+        InputError: the run has not ended, another result of it is there, or the folder cannot be written.
     """
-    if not record.finished(derive(record.recipe).last):
+    derived = derive(record.recipe)
+    if not record.finished(derived.last):
         raise InputError(f"{record.path}: this run has not ended; the command that began it goes on with it")
     kept = [_placeless(line) for line in record.lines if line.get("event") in KEPT]
     steps, values = record.curvature()
@@ -156,10 +168,11 @@ def keep(record: Record, folder: Path) -> Path:
         rounded = [float(f"{value:.4g}") for value in values]
         kept.insert(-1, {"event": "curvature", "step": steps, "L": rounded})
     make_folder(folder)
-    path = folder / f"{record.recipe.run_name()}.jsonl"
+    part = f"-{derived.last}steps" if derived.last < derived.steps else ""  # max_steps is no part of a run's name
+    path = folder / f"{record.recipe.run_name()}{part}.jsonl"
     before = read(path) if path.exists() else None
-    if before is not None and before.steps > record.steps > 0:  # one that diverged has none, and is a result of the whole run
-        raise InputError(f"{path} is of {before.steps} steps, {record.path} of {record.steps}: it stays")
+    if before is not None and before.result != record.result:
+        raise InputError(f"{path}: another result of this run is there; it stays.  Remove it, or name another folder with --to")
     with written_whole(path) as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return path

@@ -10,17 +10,10 @@ from typing import Any
 
 from legw_hpc import runlog
 from legw_hpc.errors import InputError
-from legw_hpc.owner import last_beat
+from legw_hpc.owner import ALIVE_SECONDS, last_beat
 from legw_hpc.steps import Course, Stage
 from legw_hpc.submit import record
-
-# Since its last sign of life a run may be this old: more than it takes to count as dead (owner.py), since
-# this host's clock is not the file system's (assumed).
-ALIVE_SECONDS = 120.0
-
-# As sacct, scontrol and qstat call them; any other state is that of a job that has ended.
-LIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "R", "E", "B", "S")
-WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "Q", "H", "W", "T")
+from legw_hpc.submit.record import LIVE, WAITING
 
 # Of a run that has not ended and gives no sign of life: its jobs -> its state before and after it first showed itself:
 # by a line of the log, or a job's output.

@@ -64,7 +64,7 @@ def missing(grid: Sequence[Cell], *folders: Path) -> list[Cell]:
 
 
 def train_missing(
-    grid: Sequence[Cell], to: Path, *others: Path, ranks: int, jobs: int, ended: Callable[[Record], object]
+    grid: Sequence[Cell], to: Path, *others: Path, ranks: int, jobs: int, ended: Callable[[Record], object], another: str = "--to"
 ) -> None:
     """Train the cells that have no result yet, and say how each ended.
 
@@ -74,25 +74,35 @@ def train_missing(
         others: folders whose logs count besides those of `to`.
         ranks, jobs: see `local_runs.train`.
         ended: told of each run that has ended.
+        another: option that names `to`, for a message.
+
+    Raises:
+        InputError: cells that could not be trained; the others have been.
     """
     left = missing(grid, to, *others)
     number = len(grid) - len(left)
 
-    for cell in left:
-        there = read(to / cell.name / LOG) if (to / cell.name / LOG).is_file() else None
-        if there is not None and there.steps > cell.derived.last:
-            raise InputError(f"{to / cell.name}: the run there is of {there.steps} steps, not {cell.derived.last}: another --to")
+    longer = [cell for cell in left if (there := _there(to / cell.name)) and there.steps > cell.derived.last]
+    for cell in longer:
+        what = f"the run there is longer than {cell.derived.last} steps: another {another}"
+        print(f"legw-hpc: {to / cell.name}: {what}", file=sys.stderr, flush=True)
 
     def told(cell: Cell) -> None:
         nonlocal number
         number += 1
-        record = read(to / cell.name / LOG)
+        record = _there(to / cell.name)
         assert record is not None  # its process has ended well
         metric = first_metric([place := Place(cell.derived, (record,))])
         print(f"[{number}/{len(grid)}] {cell.name}: {metric} {place.spread(metric)}", flush=True)
         ended(record)
 
-    local_runs.train(left, to, ranks, jobs, told)
+    local_runs.train([cell for cell in left if cell not in longer], to, ranks, jobs, told)
+    if longer:
+        raise InputError(f"{len(longer)} of {len(left)} cells cannot be trained, as told above")
+
+
+def _there(folder: Path) -> Record | None:
+    return read(folder / LOG) if (folder / LOG).is_file() else None
 
 
 def tell_other_data(found: Sequence[Place]) -> None:

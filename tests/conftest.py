@@ -64,6 +64,12 @@ def arguments(shards: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session")
+def grid(arguments: list[str]) -> list[str]:
+    """A sweep of the same, without its batch."""
+    return ["sweep", *(word for word in arguments if not word.startswith("batch"))]
+
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -21,10 +21,11 @@ RESULTS = ROOT / "results"
 
 # (figure, application) -> runs of one seed
 COUNTS = {
-    ("figure1", "mnist"): 14, ("figure1", "ptb"): 12, ("figure1", "ptb-paper"): 12, ("figure3", "mnist"): 21,
-    ("figure3", "ptb"): 18, ("figure4", "mnist"): 35, ("figure5", "mnist"): 14, ("figure5", "ptb"): 12,
+    ("figure1", "mnist"): 14, ("figure1", "ptb"): 12, ("figure1", "ptb-paper"): 12, ("figure1", "imagenet"): 12,
+    ("figure3", "mnist"): 21, ("figure3", "ptb"): 18, ("figure4", "mnist"): 35, ("figure5", "mnist"): 14, ("figure5", "ptb"): 12,
     ("figure5", "ptb-paper"): 12, ("figure6", "mnist"): 9, ("figure6", "ptb"): 6, ("figure6", "ptb-paper"): 6,
-    ("figure7", "mnist"): 9, ("figure7", "ptb"): 6, ("figure7", "ptb-paper"): 6, ("table1", "cifar"): 6, ("others", "mnist"): 8,
+    ("figure7", "mnist"): 9, ("figure7", "ptb"): 6, ("figure7", "ptb-paper"): 6, ("table1", "imagenet"): 6,
+    ("table1", "cifar"): 6, ("others", "mnist"): 8,
     ("others", "cifar-hoffer"): 2, ("others", "small"): 12, ("others", "small-nesterov"): 8,
 }  # fmt: skip
 
@@ -68,6 +69,7 @@ CHOSEN = [
     ([], False, (9, ["mnist", "ptb", "ptb-paper", "cifar", "cifar-hoffer", "small", "small-nesterov"])),
     (["figure1", "mnist"], False, (1, ["mnist"])),
     (["ptb", "figure5", "figure1"], False, (2, ["ptb"])),
+    (["table1", "imagenet"], False, (1, ["imagenet"])),  # it is trained where it is named alone
     (["figure3"], True, (1, ["sample"])),
 ]
 
@@ -120,7 +122,7 @@ def test_a_page_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     assert "| 256 | 93.00 | missing |" in text
     assert "paper, batch 128: 98.8" in text
     assert "2 of 14 have been run" in text
-    assert "## ptb\n\nNot run: 0 of 12." in text
+    assert "## ptb\n\nNot run: 0 of 12; `legw-hpc figures figure1 ptb --commands` prints" in text
     assert text.count("[log](logs/") == 4
     assert "| LEGW | 256 | 0.1414 | 0.4 | 1 | 93.00 | 1.5 | 2 | `abc` | 2001-09-09 01:46 UTC |" in text
     assert text.count("`legw-hpc train mnist-lstm batch=8`") == 4  # as it was typed, but for the folder
@@ -181,6 +183,26 @@ def test_commands_of_what_is_missing(cli: Cli, tmp_path: Path) -> None:
         + lines[0][-8:]
     )
     assert cli("keep", "nowhere").returncode == 2
+
+
+def test_the_folder_of_a_sweep_is_kept(cli: Cli, tmp_path: Path) -> None:
+    """With its table, its results and its jobs in it, one run that has not ended, and one of another result."""
+    first, second, third, fourth, *_ = FIGURES["figure1"].studies["mnist"].grid("mnist")["LEGW"]
+    for cell in (first, second, third, fourth):
+        run(cell, tmp_path / "s" / cell.name / "log.jsonl", 98.0)
+    assert cli("keep", f"s/{fourth.name}").returncode == 0
+    log = tmp_path / "s" / third.name / "log.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:-1]))
+    run(fourth, tmp_path / "s" / fourth.name / "log.jsonl", 97.0)
+    (tmp_path / "s" / "jobs").mkdir()
+    (tmp_path / "s" / "quality.png").write_bytes(b"\x89PNG")
+    (tmp_path / "s" / "results.jsonl").write_text('{"batch": 128}\n')
+    done = cli("keep", *(f"s/{path.name}" for path in sorted((tmp_path / "s").iterdir())))
+    assert (done.returncode, done.stdout.count("results/logs/")) == (2, 2)
+    assert "this run has not ended" in done.stderr
+    assert "another result of this run is there" in done.stderr
+    assert done.stderr.endswith("legw-hpc: 2 of 4 could not be kept, as told above\n")
+    assert cli("keep", "s/jobs", "s/quality.png").stderr == "legw-hpc: s/jobs: not the log of a run\n"
 
 
 def test_a_figure_from_nothing_to_its_page(cli: Cli, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,12 @@ def test_a_peak_is_found_through_noise(centre: float, width: float, seed: int) -
     assert found.until > found.step
 
 
-@pytest.mark.parametrize("every", [1, 7])
-def test_where_it_is_down_to_half(every: int) -> None:
+@pytest.mark.parametrize(("every", "of"), [(1, 41), (7, 6)])
+def test_where_it_is_down_to_half(every: int, of: int) -> None:
     steps = list(range(1, 4001, every))
     found = peak(steps, bump(steps, 100))
     assert found is not None
+    assert found.of == pytest.approx(of, abs=4)
     half = 100 * math.exp(0.6 * math.sqrt(math.log(9 / 4)))  # 1 + 9 exp(-u^2) = 5
     assert found.step == pytest.approx(100, rel=0.1)
     assert found.until == pytest.approx(half, rel=0.1)
@@ -105,5 +106,21 @@ def test_what_is_said_of_a_peak(name: str) -> None:
     peaked = peak(steps, bump(steps, 60, 0.38))
     assert peaked is not None
     assert f"at step {peaked.step}, " in text
-    assert f"the sum of rates until then {derive(recipe).lr_sum(peaked.step):.3g}" in text
+    assert f"(running median of {peaked.of})" in text
+    total = sum(derive(recipe).lr(step) for step in range(peaked.step - 1))  # L is that before the peak's own step
+    assert f"the sum of rates until then {total:.3g}" in text
     assert (note in text) if note else ("note" not in text)
+
+
+# every -> what else would tell more; a peak at step 55 has 9 measurements around it at --every 2, one at step 8 never
+SPARSE = {(60, 1): None, (60, 2): None, (60, 10): "--every 2 would", (8, 1): "other seeds would"}
+
+
+@pytest.mark.parametrize(("centre", "every"), SPARSE)
+def test_a_median_of_few_is_told(centre: int, every: int) -> None:
+    recipe = load("mnist-lstm", [f"curvature_every={every}"])
+    steps = list(range(1, 400, every))
+    curve = {"event": "curvature", "step": steps, "L": bump(steps, centre, 0.38)}
+    text = "\n".join(lines(Record(Path(), recipe, ({"event": "start"}, curve))))
+    more = SPARSE[centre, every]
+    assert (f"hardly smoothed, and L of one batch jumps tenfold: {more}" in text) if more else ("hardly smoothed" not in text)

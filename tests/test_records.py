@@ -100,17 +100,23 @@ def test_a_log_whose_end_is_no_result_is_refused(end: dict[str, Any], said: str,
         Records(tmp_path)
 
 
-def test_a_kept_log_is_not_replaced_by_a_shorter_one(tmp_path: Path) -> None:
-    log(tmp_path / "whole" / "log.jsonl", [], 98.0)
-    log(tmp_path / "part" / "log.jsonl", ["max_steps=10"], 60.0)
-    whole, part = (read(tmp_path / name / "log.jsonl") for name in ("whole", "part"))
-    assert whole is not None
-    assert part is not None
-    keep(part, tmp_path / "logs")
-    kept = keep(whole, tmp_path / "logs")
-    with pytest.raises(InputError, match=r"of 11725 steps, .*part.* of 10: it stays"):
-        keep(part, tmp_path / "logs")
-    assert '"accuracy": 98.0' in kept.read_text()
+def kept(path: Path, overrides: list[str], accuracy: float | None, to: Path) -> Path:
+    log(path, overrides, accuracy)
+    record = read(path)
+    assert record is not None
+    return keep(record, to)
+
+
+def test_a_kept_log_is_replaced_by_its_like_alone(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    whole = kept(tmp_path / "a.jsonl", [], 98.0, logs)
+    parts = {kept(tmp_path / f"{n}.jsonl", [f"max_steps={n}"], 60.0, logs) for n in (10, 20)}
+    assert len({whole, *parts}) == 3  # runs of other lengths lie beside it
+    assert kept(tmp_path / "again.jsonl", [], 98.0, logs) == whole
+    for accuracy in (97.0, None):  # None: diverged
+        with pytest.raises(InputError, match=r"-s1-\w+\.jsonl: another result of this run is there; it stays"):
+            kept(tmp_path / "other.jsonl", [], accuracy, logs)
+    assert '"accuracy": 98.0' in whole.read_text()
 
 
 def test_kept_logs_say_the_same_without_the_steps(tmp_path: Path) -> None:

@@ -6,23 +6,18 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from legw_hpc import runlog
 from legw_hpc.errors import InputError
 from legw_hpc.grid import cells
-from legw_hpc.local_runs import _failure, _output, _slots
 from legw_hpc.places import Spread, places
 from legw_hpc.recipe import load
 from legw_hpc.records import Records
+from legw_hpc.submit import record
 from legw_hpc.sweep import markdown
 from tests.conftest import Cli
 from tests.test_records import log
@@ -55,6 +50,9 @@ BAD = [
     (["seeds=2.5"], "seeds=2.5"),
     (["seed=1,2", "seeds=2"], "seed"),
     (["batch=128,128"], "twice"),
+    (["batch=128,512", "lr=1", "batch=256"], "batch is given twice: batch=128,512 batch=256"),
+    (["seeds=3", "seeds=2"], "seeds is given twice"),
+    (["max_steps=50,100"], "differ in max_steps=50,100 alone are one run, in one folder"),
     (["batch=128,256", "out=x"], "--to"),
     (["batch=128,99999"], "99999"),
 ]
@@ -128,11 +126,6 @@ def test_the_table_has_mean_and_spread_and_what_varies(tmp_path: Path) -> None:
 # --- as a command -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def grid(arguments: list[str]) -> list[str]:
-    return ["sweep", *(word for word in arguments if not word.startswith(("batch", "epochs"))), "epochs=6"]
-
-
 def logs(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("log.jsonl")}
 
@@ -175,7 +168,9 @@ def test_a_sweep_shows_its_own_cells_alone(cli: Cli, grid: list[str], tmp_path: 
     assert cli(*grid, "batch=96", "max_steps=2", "--to", "s").returncode == 0
     assert cli(*grid, "batch=96", "max_steps=2", "baseline.lr=0.9", "--to", "s").returncode == 0
     (row,) = (tmp_path / "s" / "results.jsonl").read_text().splitlines()
-    assert json.loads(row)["lr"] == pytest.approx(0.9 * (96 / 128) ** 0.5)
+    told = json.loads(row)
+    assert told["lr"] == pytest.approx(0.9 * (96 / 128) ** 0.5)
+    assert (told["steps"], told["planned_steps"], told["settings"]["baseline.lr"]) == (2, 24, 0.9)
     assert len(logs(tmp_path / "s")) == 2
 
 
@@ -185,6 +180,11 @@ def test_a_diverged_cell_does_not_stop_a_sweep(cli: Cli, grid: list[str], tmp_pa
     table = (tmp_path / "s" / "table.md").read_text()
     assert table.count("diverged") == 1
     assert json.dumps(0.1) in table
+    rows = [json.loads(line) for line in (tmp_path / "s" / "results.jsonl").read_text().splitlines()]
+    assert [(row["status"], row["settings"]["lr"], "diverged_at" in row) for row in rows] == [
+        ("diverged", 1e30, True), ("done", 0.1, False),
+    ]  # fmt: skip
+    assert 1 <= rows[0]["diverged_at"] < rows[0]["planned_steps"]
 
 
 def test_a_cell_that_fails_is_told_and_does_not_stop_a_sweep(cli: Cli, grid: list[str], tmp_path: Path) -> None:
@@ -212,13 +212,15 @@ def test_a_longer_run_is_not_the_one_asked_for(cli: Cli, grid: list[str], tmp_pa
     words = [*grid, "batch=96", "--to", "s"]
     assert cli(*words, "max_steps=3").returncode == 0
     assert cli(*words, "max_steps=2", "--draw").stdout == "0 of 1 cells are finished\n"
-    done = cli(*words, "max_steps=2")
-    assert (done.returncode, "the run there is of 3 steps, not 2: another --to" in done.stderr) == (2, True)
+    done = cli(*words, "max_steps=2", "seeds=2")  # the other is trained
+    assert (done.returncode, "the run there is longer than 2 steps: another --to\n" in done.stderr) == (2, True)
+    assert "1 of 2 cells are finished" in done.stdout
+    assert done.stderr.endswith("legw-hpc: 1 of 2 cells cannot be trained, as told above\n")
     unknown = cli(*words, "max_steps=3", "data.dir=nowhere", "--draw")
     assert "note: whether 1 that count are of these data is not known: " in unknown.stderr
 
 
-@pytest.mark.parametrize("option", ["--dry-run", "--nodes=4", "--time=01:00:00"])
+@pytest.mark.parametrize("option", ["--dry-run", "--nodes=4", "--time=01:00:00", "--account=a1", "--chain=2", "--set=ranks=2"])
 def test_what_is_of_a_machine_trains_nothing_here(option: str, cli: Cli, grid: list[str], tmp_path: Path) -> None:
     done = cli(*grid, "batch=96", "--to", "s", option)
     assert (done.returncode, done.stdout) == (2, "")
@@ -238,12 +240,38 @@ def test_a_machine_gets_what_is_missing(cli: Cli, tmp_path: Path) -> None:
     assert "--nodes" in cli(*words).stderr
     assert "--draw alone" in cli(*words, "--nodes", "4", "--draw").stderr
     assert "--jobs is of runs here" in cli(*words, "--nodes", "4", "--jobs", "2").stderr
+    assert "--set ranks=..." in cli(*words, "--nodes", "4", "--ranks", "2").stderr
+    charged = cli(*words, "--nodes", "4", "--dry-run", "--account", "a1", "--set", "ranks=2", "--chain", "3").stdout
+    assert {"#SBATCH --account=a1", "#SBATCH --ntasks-per-node=2"} <= set(charged.splitlines())
+    assert " chain=3\n" in charged
     done = cli(*words, "--nodes", "4", "--dry-run")
     assert done.returncode == 0, done.stderr
     tasks = [line for line in done.stdout.splitlines() if "set -- mnist-lstm" in line]
     assert [[word for word in line.split() if word.startswith(("batch", "seed"))] for line in tasks] == [
         ["batch=1024", "seed=2"], ["batch=2048", "seed=1"], ["batch=2048", "seed=2"],
     ]  # fmt: skip
+
+
+def test_a_machine_gets_no_cell_that_has_a_job(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One waits, one has ended without a result, one is trained by a process, and of one the scheduler knows nothing."""
+    words = ["batch=1024,2048,4096,8192"]
+    waits, ended, trained, forgotten = (cell.name for cell in cells("mnist-lstm", words))
+    (tmp_path / "s/jobs").mkdir(parents=True)
+    record.add(tmp_path / "s/jobs", "slurm", "20", [waits, ended, forgotten])
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sacct").write_text('#!/bin/bash\ncase "$*" in *20_0) echo PENDING;; *20_1) echo FAILED;; esac\n')
+    (tmp_path / "bin/sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "s" / trained).mkdir()
+    (tmp_path / "s" / trained / "owner.json").write_text("{}")
+    command = ["sweep", "mnist-lstm", *words, "--to", "s", "--machine", "skylake", "--nodes", "4", "--dry-run"]
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    assert sorted(set(re.findall(r"out=s/([\w-]+)", done.stdout))) == sorted([ended, forgotten])
+    note = f"2 of 4 are left out, being trained or queued: {waits} (job 20_0: PENDING), {trained} (it gives signs of life)"
+    assert note in done.stderr
+    every = cli(*["batch=1024,4096" if word == words[0] else word for word in command])
+    assert (every.returncode, "every cell that is not finished is being trained, or queued" in every.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("command", [["sweep"], ["submit", "--array"]], ids=" ".join)
@@ -254,23 +282,6 @@ def test_a_recipe_has_a_folder_of_its_own(command: list[str], recipe: str, cli: 
     assert done.stdout.count(f"out=runs/sweep/{recipe}/") == 2
 
 
-@pytest.mark.parametrize(
-    ("ranks", "jobs", "said"), [(2, 2, "one rank each"), (1, 0, "at least 1"), (1, 10000, "--jobs 10000"), (0, 1, "at least 1")]
-)
-def test_bad_layouts(ranks: int, jobs: int, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        _slots(ranks, jobs)
-
-
-def test_runs_side_by_side_have_cores_of_their_own() -> None:
-    cores = os.sched_getaffinity(0)
-    assert _slots(4, 1) == [cores]
-    for jobs in range(2, len(cores) + 1):
-        slots = _slots(1, jobs)
-        assert len(slots) == jobs
-        assert len(set.union(*slots)) == sum(map(len, slots))
-
-
 def test_what_makes_no_other_run_is_named() -> None:
     with pytest.raises(InputError, match=r"cell twice.*; runs that differ in threads=1,2 alone are one run"):
         cells("mnist-lstm", ["batch=128,256", "threads=1,2"])
@@ -279,56 +290,3 @@ def test_what_makes_no_other_run_is_named() -> None:
     assert len(cells("mnist-lstm", ["threads=1,2"], runs=False)) == 2
     for words in (["seeds=3", "seed=5"], ["seed=5", "seeds=3"]):
         assert [cell.overrides for cell in cells("mnist-lstm", words)] == [("seed=5",), ("seed=6",), ("seed=7",)]
-
-
-@pytest.mark.parametrize(("command", "code", "said"), [("exit 3", 3, ""), ("sleep 1; kill -TERM $PPID; exec sleep 60", 85, "")])
-def test_a_command_that_is_attended_ends_with_this_one(command: str, code: int, said: str) -> None:
-    words = ["import sys; from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))", command]
-    done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stderr) == (code, said)
-
-
-def test_what_nohup_has_it_ignore_ends_no_sweep() -> None:
-    words = ["import sys; from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))"]
-    words += ["sleep 1; kill -HUP $PPID; sleep 0.5; exit 7"]
-    done = subprocess.run(["nohup", sys.executable, "-c", *words], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 7
-
-
-def test_a_folder_with_braces_is_taken_as_it_is(grid: list[str], cli: Cli, tmp_path: Path) -> None:
-    done = cli(*grid, "batch=96", "max_steps=1", "--to", "s{batch}")
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("s{batch}/*/log.jsonl"))) == 1
-
-
-def test_a_cell_that_fails_tells_of_this_try(grid: list[str], tmp_path: Path) -> None:
-    (cell,) = cells(grid[1], [*grid[2:], "batch=96"])
-    output = _output(cell, tmp_path)
-    output.parent.mkdir(parents=True)
-    output.write_text("# started: legw-hpc train\nlegw-hpc: nodata: no shards\n# started: legw-hpc train\n")
-    assert _failure(cell, -9, tmp_path).endswith(f"ended with exit code -9: see {output}")
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_a_sweep_that_is_told_to_stop_leaves_checkpoints_and_no_process(grid: list[str], tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "legw_hpc", *grid, "batch=96", "seeds=2", "epochs=4000", "--to", "s", "--jobs", "2"]
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(900):
-            if sum(any(line["event"] == "eval" for line in runlog.read(path.parent)) for path in logs(tmp_path)) == 2:
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=90)
-    finally:
-        process.kill()
-    assert (process.returncode, said) == (85, "legw-hpc: stopped; the same command goes on from there\n")
-    assert len(list(tmp_path.glob("s/*/checkpoints/*.pt"))) == 2
-    assert not [entry for entry in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _words(entry)]
-
-
-def _words(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""

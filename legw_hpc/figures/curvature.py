@@ -47,7 +47,7 @@ def curve(record: Record) -> Curve:
     steps, values = record.curvature()
     recipe, derived, found = record.recipe, derive(record.recipe), peak(steps, values)
     warmup = scale(recipe.baseline, recipe.batch).warmup_epochs
-    total = derived.lr_sum(found.step) if found else 0.0
+    total = derived.lr_sum(found.step - 1) if found else 0.0  # L is that before the step
     return Curve(recipe.batch, recipe.seed, steps, values, 1 / derived.steps_per_epoch, warmup, found, total)
 
 

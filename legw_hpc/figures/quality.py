@@ -45,8 +45,8 @@ def draw(lines: Sequence[Line], x: str, metric: str, path: Path, title: str, ref
     """Write a PNG: means, with bars of one sample standard deviation where there are several seeds.
 
     Args:
-        lines: a place of which all runs diverged is a cross at the bottom, one whose mean is far off an arrow at the
-            edge with its number.  One without runs breaks the line; of a line without any the legend says so.
+        lines: a place of which runs diverged has a cross at the bottom that says how many, one whose mean is far off an arrow
+            at the edge with its number.  One without runs breaks the line; of a line without any the legend says so.
         x: what is along the axis, a key of AXES.
         metric: what the values are.
         path: where to.
@@ -116,8 +116,8 @@ def _line(
     for x, spread in points:
         if spread.values and not low <= spread.mean <= high:
             at_the_edge(x, spread.mean > high, f"{spread.mean:.4g}")
-        elif spread.diverged and not spread.values:
-            at_the_edge(x, False, "diverged", "x")
+        if spread.lost:
+            at_the_edge(x, False, spread.lost, "x")
 
 
 def _told(line: Line) -> str:

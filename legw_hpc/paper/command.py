@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ EXAMPLES = (
     "  legw-hpc figures figure2                        nothing to train\n"
     "  legw-hpc figures figure1 mnist --jobs 2         what is missing of it is trained, one seed\n"
     "  legw-hpc figures figure1 mnist --seeds 3        two seeds more\n"
-    "  legw-hpc figures figure1 ptb --commands         what is missing of it, a command a line\n"
+    "  legw-hpc figures table1 imagenet --commands     what is missing of it, a command a line\n"
     "  legw-hpc figures --draw                         every page and drawing again; nothing is trained\n"
     "A run is known by what its log says of its recipe: it is trained once, whichever figure asks for it, and one that was\n"
     "trained otherwise counts once `legw-hpc keep` has copied its log to TO/logs."
@@ -35,7 +36,8 @@ def arguments(figures: argparse.ArgumentParser) -> None:
     """The options besides ranks and jobs."""
     figures.add_argument(
         "names", nargs="*", default=[], metavar="NAME",
-        help="figure1 ... figure7, table1, others, or an application: mnist, ptb, ptb-paper, cifar, small ... (default: all)",
+        help="figure1 ... figure7, table1, others, or an application: mnist, ptb, ptb-paper, cifar, small ... "
+        "(default: all but imagenet, which is to be named)",
     )  # fmt: skip
     figures.add_argument("--seeds", type=int, default=1, help="seeds of each run (default: 1); drawn is what there is")
     figures.add_argument("--quick", action="store_true", help="the packaged sample in place of the paper's data")
@@ -74,15 +76,16 @@ def run(options: argparse.Namespace) -> None:
             print(shlex.join(["legw-hpc", "train", cell.recipe, *cell.overrides, f"out={runs / cell.name}"]))
         return
     kept, done = records.Records(to), records.Records(runs)
-    for cell in grid:
-        if kept.of(cell.derived) is None and (ended := done.of(cell.derived)) is not None:
-            records.keep(ended, to / LOGS)
     failed = None
     try:
+        for cell in grid:
+            if kept.of(cell.derived) is None and (ended := done.of(cell.derived)) is not None:
+                records.keep(ended, to / LOGS)
         if not options.draw:
             sweep.train_missing(
-                grid, runs, to, ranks=options.ranks, jobs=options.jobs, ended=lambda ended: records.keep(ended, to / LOGS)
-            )
+                grid, runs, to, ranks=options.ranks, jobs=options.jobs, another="--runs",
+                ended=lambda ended: records.keep(ended, to / LOGS),
+            )  # fmt: skip
     except InputError as error:  # told after the pages of the others
         failed = error
     _write(names, to, options.quick)
@@ -91,19 +94,32 @@ def run(options: argparse.Namespace) -> None:
 
 
 def keep(options: argparse.Namespace) -> None:
-    """Copy the logs of runs to where figures find them.
+    """Copy the logs of runs to where figures find them; what is no run, as the table beside a sweep's, is passed over.
 
     Raises:
-        InputError: no run there, or one that has not ended.
+        InputError: no run there, or some that cannot be kept; the others have been.
     """
     from legw_hpc import records, runlog
 
+    kept, failed = 0, 0
     for run in options.runs:
         path = run / runlog.LOG if run.is_dir() else run
-        record = records.read(path) if path.is_file() else None
-        if record is None:
-            raise InputError(f"{path}: not the log of a run")
-        print(f"{run}: {records.keep(record, options.to / LOGS)}")
+        try:
+            if not run.exists():
+                raise InputError(f"{run}: no such file or folder")
+            record = records.read(path) if path.is_file() and path.suffix == ".jsonl" else None
+            if record is not None:
+                print(f"{run}: {records.keep(record, options.to / LOGS)}", flush=True)
+                kept += 1
+        except InputError as error:
+            if len(options.runs) == 1:
+                raise
+            failed += 1
+            print(f"legw-hpc: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise InputError(f"{failed} of {kept + failed} could not be kept, as told above")
+    if not kept:
+        raise InputError(f"{options.runs[0]}: not the log of a run")
 
 
 def _chosen(words: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
@@ -126,7 +142,8 @@ def _chosen(words: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
         if applications and not has.keys() & set(applications):
             there = ", ".join(application for application in has if application != QUICK)
             raise InputError(f"{figure} is not of {' or '.join(applications)}: it has {there or 'nothing to train'}")
-    return figures or list(FIGURES), [QUICK] if quick else applications or list(known)
+    usual = [name for name in known if not any(name in has.studies and has.studies[name].named for has in FIGURES.values())]
+    return figures or list(FIGURES), [QUICK] if quick else applications or usual
 
 
 def _cells(names: Sequence[str], applications: Sequence[str], seeds: int) -> list[Cell]:

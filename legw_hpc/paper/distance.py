@@ -14,6 +14,7 @@ from legw_hpc.places import Place, Spread
 from legw_hpc.records import Record
 
 HEAD = ("batch", "sum of lr", "of the baseline's", "in its epochs", "the baseline then", "LEGW at its end")
+UNSEEN = "before its first evaluation"
 
 
 def rows(line: Sequence[Place], metric: str) -> list[list[str]]:
@@ -33,7 +34,7 @@ def rows(line: Sequence[Place], metric: str) -> list[list[str]]:
             then = [found for record in base.records if (found := seen(record, metric, total)) is not None]
             epochs = base.derived.course.epoch(steps_to(base, total))
             share = [f"{place.derived.scaled.batch:,}", f"{total:,.0f}", f"{total / whole:.2f}", f"{epochs:.1f}"]
-            told.append([*share, str(Spread(tuple(then))), str(place.spread(metric))])
+            told.append([*share, str(Spread(tuple(then))) if then else UNSEEN, str(place.spread(metric))])
     return told
 
 

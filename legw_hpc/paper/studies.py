@@ -38,12 +38,14 @@ class Study:
         paper: what the paper gives: words, and a number to draw.
         along: what the runs of a series differ in: "batch" or "lr".
         distance: whether LEGW is also set beside its baseline at an equal sum of learning rates.
+        named: trained where its application is named alone: no single machine trains it in days.
     """
 
     series: Mapping[str, str]
     paper: tuple[str, float] | None = None
     along: str = "batch"
     distance: bool = False
+    named: bool = False
 
     def grid(self, application: str, seeds: int = 1) -> dict[str, list[Cell]]:
         """The cells of each series, the first seeds of each."""
@@ -181,6 +183,7 @@ FIGURES = {
             "mnist": Study(_scaled(MNIST), AT_128, distance=True),
             "ptb": Study(_scaled(PTB), AT_20, distance=True),
             "ptb-paper": Study(_scaled(PTB), AT_20, distance=True),
+            "imagenet": Study(_scaled(TABLE_1), named=True),
             "sample": Study(_scaled(SAMPLE)),
         },
     ),
@@ -228,6 +231,7 @@ FIGURES = {
     "table1": Figure(
         "Table 1: LEGW and LARS on a CNN, batches of 1 to 32 times the baseline's",
         {
+            "imagenet": Study({"LEGW": f"scheme=legw {TABLE_1}"}, named=True),
             "cifar": Study({"LEGW": f"{BF16} eval_every=2 batch=128,256,512,1024,2048,4096"}),
             "sample": Study({"LEGW": f"solver=lars decay=poly baseline.lr=4.0 {SAMPLE}"}),
         },

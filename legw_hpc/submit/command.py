@@ -27,14 +27,25 @@ def arguments(submit: argparse.ArgumentParser) -> None:
     """The options besides recipe and overrides."""
     submit.add_argument("--machine", required=True, help="name of a machine (jobs/machines/), or path of a .toml file")
     submit.add_argument("--nodes", type=int, required=True, help="of the job, or of each task of an array")
+    submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
+    submit.add_argument("--to", type=Path, help="folder of an array's runs (default: runs/sweep/RECIPE)")
+    array_arguments(submit)
+
+
+def array_arguments(submit: argparse._ActionsContainer) -> None:
+    """The options of a job that are those of a sweep's array too."""
     submit.add_argument("--time", default="", metavar="HH:MM:SS", help="walltime (default: the machine's longest)")
     submit.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
     submit.add_argument(
         "--chain", type=int, default=1, metavar="K", help="run up to K times, each going on from the last checkpoint (default: 1)"
     )
-    submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
-    submit.add_argument("--to", type=Path, help="folder of an array's runs (default: runs/sweep/RECIPE)")
     job_arguments(submit)
+
+
+def array_words(options: argparse.Namespace) -> list[str]:
+    """The options of `array_arguments` as they were given."""
+    words = ([f"--time={options.time}"] if options.time else []) + ([f"--chain={options.chain}"] if options.chain != 1 else [])
+    return [*words, *job_words(options), *(["--dry-run"] if options.dry_run else [])]
 
 
 def job_arguments(submit: argparse._ActionsContainer) -> None:

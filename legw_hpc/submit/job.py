@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from legw_hpc.recipe import Recipe, load
 from legw_hpc.runlog import JOBS
 from legw_hpc.submit.machine import Machine, seconds
 from legw_hpc.submit.memory import rank_gb
+from legw_hpc.submit.record import holder
+
+TOLD = 3  # cells that a message names
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         left = sweep.missing(cells, to)
         if not left:
             raise InputError(f"{to}: all {len(cells)} cells of the grid are finished; see legw-hpc sweep --draw")
+        left = _nobodys(left, to)
         recipes = [load(recipe, [*cell.overrides, f"out={to / cell.name}"]) for cell in left]
         tasks = tuple((recipe, *cell.overrides, f"out={to / cell.name}") for cell in left)
         folder = to / JOBS
@@ -141,6 +146,17 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         bin=options.bin, stage=str(first.data.folder()) if options.stage else "", unpack=options.unpack,
         array=options.array,
     )  # fmt: skip
+
+
+def _nobodys(cells: Sequence[grid.Cell], to: Path) -> list[grid.Cell]:
+    """Those that nobody trains or is about to: a task would hold its nodes only to be refused the folder."""
+    held = {cell.name: who for cell in cells if (who := holder(to / cell.name))}
+    about = ", ".join(f"{name} ({who})" for name, who in list(held.items())[:TOLD])
+    if len(held) == len(cells):
+        raise InputError(f"{to}: every cell that is not finished is being trained, or queued: {about}; see legw-hpc status {to}")
+    if held:
+        print(f"note: {len(held)} of {len(cells)} are left out, being trained or queued: {about}", file=sys.stderr)
+    return [cell for cell in cells if cell.name not in held]
 
 
 def _next_number(folder: Path) -> int:

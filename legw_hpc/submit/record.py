@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from legw_hpc.owner import ALIVE_SECONDS, last_beat
 from legw_hpc.runlog import JOBS, parse
 
 RECORD = "submitted.jsonl"
+# As sacct, scontrol and qstat call them; any other state is that of a job that has ended.
+LIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "R", "E", "B", "S")
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "Q", "H", "W", "T")
 TAIL_BYTES = 65536
 # Who else tells of an end, at the beginning of a line.
 OTHERS = ("slurmstepd: error", "srun: error", "=>> PBS:", "mpirun", "prterun", "mpiexec", "qsub: ", "scontrol: ", "qsub error")
@@ -88,6 +92,14 @@ def jobs(run: Path) -> list[Submitted]:
         scheduler, name = str(line["scheduler"]), str(line["id"])
         found.append(Submitted(scheduler, name, where / JOBS / f"{name}{'.out' if scheduler == 'slurm' else '.OU'}"))
     return found
+
+
+def holder(run: Path) -> str:
+    """Who trains a run or is about to: a job that the scheduler tells of, or who gave a sign of life; "" if nobody."""
+    for job in reversed(jobs(run)):
+        if (state := job.state()).partition(" ")[0] in (*LIVE, *WAITING):
+            return f"job {job.id}: {state}"
+    return "it gives signs of life" if time.time() - last_beat(run) < ALIVE_SECONDS else ""
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
