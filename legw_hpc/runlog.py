@@ -30,6 +30,7 @@ from legw_hpc.errors import InputError
 
 LOG = "log.jsonl"
 STALLED = "stalled"  # marks of ranks that wait for one that has stopped (watchdog.py)
+RESULTS = ("results", "benchmarks/results")  # of the checkout: what is recorded there changes no code
 JOBS = "jobs"  # scripts and output of the jobs that ran it (legw-hpc submit)
 LINE_SECONDS = 30.0  # between lines where there is no terminal
 
@@ -234,4 +235,5 @@ def commit() -> str | None:
         packed = here / "COMMIT"
         return (packed.read_text().strip() or None) if packed.exists() else None
     head = git("rev-parse", "--short=12", "HEAD")
-    return None if head is None else head + ("+" if git("status", "--porcelain", "-uno") else "")
+    other = git("status", "--porcelain", "-uno", "--", ":/", *(f":(top,exclude){folder}" for folder in RESULTS))
+    return None if head is None else head + ("+" if other else "")
