@@ -194,6 +194,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _tell(first, f"legw-hpc: {error}")
     except errors.Interrupted as error:
         code = errors.EXIT_RESUME
+        for number in errors.STOP_SIGNALS:  # this process is on its way out, and another signal must not cut that short
+            signal.signal(number, signal.SIG_IGN)
         _tell(first, f"legw-hpc: {error}")
     except KeyboardInterrupt:
         code = 130
@@ -276,10 +278,20 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from legw_hpc.status import runs, status
+    from legw_hpc.status import runs, statuses
 
-    for run in runs(options.runs):
-        print("\n".join(status(run).lines()))
+    found = runs(options.runs)
+    failed = 0
+    for status in statuses(found):
+        if not isinstance(status, errors.InputError):
+            print("\n".join(status.lines()), flush=True)
+        elif len(found) == 1:
+            raise status
+        else:
+            failed += 1
+            print(f"legw-hpc: {status}", file=sys.stderr, flush=True)
+    if failed:
+        raise errors.InputError(f"{failed} of {len(found)} are no run, as told above")
 
 
 def _doctor(options: argparse.Namespace) -> None:

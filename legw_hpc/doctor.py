@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from legw_hpc import runlog
-from legw_hpc.comm import connect
 from legw_hpc.errors import InputError
 from legw_hpc.launcher import launched, local_ranks, mpirun
 
@@ -19,6 +19,7 @@ from legw_hpc.launcher import launched, local_ranks, mpirun
 FREE_BYTES = 2 << 30
 # The launch of N ranks may import torch from a cold network file system (assumed).
 LAUNCH_SECONDS = 300
+BROKEN = "run `make setup`; on a cluster, load the modules first that this environment was made with"
 
 
 class Fault(Exception):
@@ -30,7 +31,7 @@ class Fault(Exception):
 
 
 def doctor(ranks: int) -> None:
-    """Run all checks and print them; rank 0 prints for all.
+    """Run all checks and print them; of what is in order rank 0 tells for all, of a fault the rank that has it.
 
     Args:
         ranks: launch so many ranks on this machine and let them agree; 0 launches none.  Under a
@@ -40,20 +41,26 @@ def doctor(ranks: int) -> None:
         InputError: some check failed.
     """
     launch = launched()
-    checks: list[Callable[[], str]] = [_python, _mpi, _mpi4py, _horovod, _device, _threads, _hdf5, _space]
+    checks: dict[str, Callable[[], str]] = {
+        "python": _python, "MPI": _mpi, "mpi4py": _mpi4py, "Horovod": _horovod, "device": _device, "threads": _threads,
+        "HDF5": _hdf5, "free space": _space,
+    }  # fmt: skip
     if launch.size != 1:
-        checks.append(_agree)
+        checks["ranks"] = _agree
     elif ranks:
-        checks.append(lambda: _launch(ranks))
+        checks["ranks"] = lambda: _launch(ranks)
+    here = "" if launch.rank == 0 else f"rank {launch.rank} on {socket.gethostname()}: "
     faults = 0
-    for check in checks:
+    for name, check in checks.items():
         try:
-            line = f"ok     {check()}"
-        except Fault as fault:
+            said = check()
+        except Exception as error:  # also what an installation that is broken raises: that is what this looks for
             faults += 1
-            line = f"FAULT  {fault}\n       remedy: {fault.remedy}"
-        if launch.rank == 0:
-            print(line, flush=True)
+            told = error if isinstance(error, Fault) else Fault(f"{name}: {type(error).__name__}: {error}", BROKEN)
+            print(f"{here}FAULT  {told}\n{here}       remedy: {told.remedy}", flush=True)
+        else:
+            if launch.rank == 0:
+                print(f"ok     {said}", flush=True)
     if faults:
         raise InputError(f"doctor: {faults} of {len(checks)} checks failed")
 
@@ -179,6 +186,8 @@ def _space() -> str:
 def _agree() -> str:
     """Under a launcher: do all parties count the same ranks, and is a sum right."""
     import torch
+
+    from legw_hpc.comm import connect
 
     try:
         comm = connect("horovod")

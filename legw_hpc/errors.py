@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+# Upon these a run writes a checkpoint and ends.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 EXIT_DONE = 0
 EXIT_BUG = 1  # a traceback
 EXIT_INPUT = 2  # something the user can mend: an argument, a file, a folder, the environment

@@ -24,8 +24,6 @@ from legw_hpc.runlog import JOBS
 # A run that was told to stop has so long to write its checkpoint (assumed).
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
-# What a training run takes for its walltime's end, and what a terminal that is closed sends.
-_STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 # Of a cell's output, where a try begins.
 _BEGUN = "# started: "
 
@@ -159,7 +157,7 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in (*errors.STOP_SIGNALS, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
     try:
         yield

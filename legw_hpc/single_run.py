@@ -23,7 +23,7 @@ from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import keep_from_others
 from legw_hpc.derived import Derived
 from legw_hpc.device import hardware
-from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, Diverged, InputError, Interrupted
+from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, STOP_SIGNALS, Diverged, InputError, Interrupted
 from legw_hpc.recipe import Recipe
 from legw_hpc.runfolder import RunFolder
 from legw_hpc.trainer import Done, Timing
@@ -32,7 +32,6 @@ from legw_hpc.work import Work, prepare
 
 # Before the first step a rank may read many shards while the others wait: so many times `stall_minutes` (assumed).
 PREPARING = 6.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -278,6 +277,5 @@ def _stop_signals() -> Iterator[threading.Event]:
     try:
         yield flag
     finally:
-        if not flag.is_set():  # else this process is on its way out, and another signal must not cut that short
-            for number, old in before.items():
-                signal.signal(number, old)
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,20 +66,32 @@ class Status:
 
 
 def runs(folders: Sequence[Path]) -> list[Path]:
-    """The folders; in the place of one that an array was submitted into (TO or TO/jobs), those of its tasks, each once."""
+    """The folders; in the place of one that holds the runs of a sweep or an array (TO or TO/jobs), those runs, each once."""
     found: dict[Path, None] = {}
     for folder in folders:
         to = folder.parent if folder.name == runlog.JOBS else folder
-        found |= dict.fromkeys([to / name for name in record.tasks(to)] or [folder])
+        trained = [] if (to / runlog.LOG).exists() else sorted(log.parent for log in to.glob(f"*/{runlog.LOG}"))
+        found |= dict.fromkeys([*(to / name for name in record.tasks(to)), *trained] or [folder])
     return list(found)
 
 
-def status(folder: Path, now: float | None = None) -> Status:
+def statuses(folders: Sequence[Path]) -> Iterator[Status | InputError]:
+    """Of each run, or why there is none: the scheduler is asked once for the jobs of all."""
+    told = record.states([job for folder in folders for job in record.jobs(folder)])
+    for folder in folders:
+        try:
+            yield status(folder, told=told)
+        except InputError as error:
+            yield error
+
+
+def status(folder: Path, now: float | None = None, told: Mapping[str, str] | None = None) -> Status:
     """Of one run.
 
     Args:
         folder: of the run.
         now: seconds since 1970.
+        told: the states of jobs by id, of its own at least; the scheduler is asked if need be.
 
     Raises:
         InputError: there is no such folder.
@@ -95,12 +107,13 @@ def status(folder: Path, now: float | None = None) -> Status:
     }
     start, step, evaluation = last["start"], last["step"], last["eval"]
     went_on = next((line for line in reversed(log) if "max_steps" in line), None)  # the last resume: its limit may be another
-    told = _number(start, "derived", "steps")
+    planned = _number(start, "derived", "steps")
     most = _number(start, "recipe", "max_steps") if went_on is None else _number(went_on, "max_steps")
-    steps = int(min(told, most) if most else told)
+    steps = int(min(planned, most) if most else planned)
     at = int(_number(end, "steps") or max(_number(line, "step") for line in (step, evaluation, log[-1] if log else {})))
     rate = _number(end, "samples_per_s") or _number(step, "samples_per_s")
-    jobs = tuple((job.id, job.state()) for job in submitted)
+    told = record.states(submitted) if told is None else told
+    jobs = tuple((job.id, told[job.id]) for job in submitted)
     if end:
         state = str(end.get("status", "done"))
     elif now - last_beat(folder) < ALIVE_SECONDS:

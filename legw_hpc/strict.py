@@ -112,7 +112,7 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if plain is tuple and isinstance(value, list):
         return tuple(_convert(get_args(kind)[0], one, where, f"{key}[{i}]") for i, one in enumerate(value))
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list"}
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list", list: "a list"}
         raise InputError(f"{where}: {key} must be {words.get(plain, 'a table')}, not {value!r}")
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 
 from legw_hpc.cli import main
 from legw_hpc.data.sources import synthetic
+from legw_hpc.errors import STOP_SIGNALS
 from legw_hpc.launcher import mpirun
 from tests.pictures import CLASSES, picture
 from tests.stubs import Stubs
@@ -93,8 +95,11 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
+        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         with pytest.raises(SystemExit) as end:
             main([str(word) for word in words])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         said = capsys.readouterr()
         code = end.value.code if isinstance(end.value.code, int) else 0
         return subprocess.CompletedProcess(words, code, said.out, said.err)

@@ -202,6 +202,19 @@ def test_a_chain_queued_ahead_ends_with_what_cannot_work(scheduler: str, stubs: 
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
+@pytest.mark.parametrize("code", [1, 137, 139])
+def test_a_chain_queued_ahead_ends_with_ranks_that_die(code: int, scheduler: str, stubs: Stubs) -> None:
+    """Of too much memory, or of a fault in a library: each job of the chain would train until there."""
+    stubs.says("mpirun", RIGHT)
+    stubs.says("legw-hpc", f"exit {code}")
+    made = small(scheduler, ["batch=1024", "out=runs/x"], "ahead", bin=str(stubs.bin), chain=3)
+    (stubs.folder / "runs/x/jobs").mkdir(parents=True)
+    assert run(send.text(made), stubs).returncode == code
+    again = run(send.text(made), stubs)
+    assert (again.returncode, f"the run has ended with exit code {code}" in again.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
 def test_a_next_run_that_is_refused_leaves_the_code_and_is_told(scheduler: str, stubs: Stubs) -> None:
     stubs.says("mpirun", RIGHT)
     stubs.says("legw-hpc", "exit 85")

@@ -220,6 +220,16 @@ def test_refused(option: dict[str, Any]) -> None:
         LARS([torch.zeros(1, requires_grad=True)], **({"lr": 1.0} | option))
 
 
+@pytest.mark.parametrize("option", BAD, ids=str)
+def test_a_group_with_such_an_option_is_refused(option: dict[str, Any]) -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    with pytest.raises(ValueError):
+        LARS([{"params": [weight]} | option], lr=1.0)
+    optimizer = LARS([weight], lr=1.0)
+    with pytest.raises(ValueError):
+        optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]} | option)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_no_host_synchronisation_on_a_gpu() -> None:

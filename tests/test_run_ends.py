@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +142,27 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_good_checkpoint(
     assert len(saved) == 1
     for path in saved:
         assert all(torch.isfinite(value).all() for value in torch.load(path, weights_only=True)["model"].values())
+
+
+LIBRARY = """
+import os, pathlib, signal, sys, threading, time
+from legw_hpc import run
+from legw_hpc.errors import Interrupted
+from legw_hpc.recipe import load
+def stop():
+    log = pathlib.Path(sys.argv[1], "log.jsonl")
+    while not (log.exists() and '"step"' in log.read_text()):
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=stop, daemon=True).start()
+try:
+    run(load("mnist-lstm-sample", ["epochs=4000", "threads=1", "log_every=1", f"out={sys.argv[1]}"]))
+except Interrupted:
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_program_that_caught_the_end_of_a_run_obeys_signals_again(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LIBRARY, tmp_path / "r"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert list((tmp_path / "r/checkpoints").glob("step-*.json"))

@@ -183,6 +183,54 @@ def test_legw_resumes_from_its_state() -> None:
     assert a.get_last_lr() == b.get_last_lr()
 
 
+def test_a_state_of_another_batch_is_refused() -> None:
+    """As many steps are another epoch there."""
+    state = scheduler(two_groups()).state_dict()
+    with pytest.raises(
+        ValueError, match="state is of batch=8192, steps_per_epoch=8, the scheduler of batch=4096, steps_per_epoch=15"
+    ):
+        scheduler(two_groups(), batch=4096, steps_per_epoch=15).load_state_dict(state)
+    older = {key: state[key] for key in ("last_epoch", "base_lrs", "_last_lr")}
+    scheduler(two_groups()).load_state_dict(older)
+
+
+def test_a_tensor_stays_the_learning_rate_that_a_graph_has_captured() -> None:
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(2))], lr=rate, capturable=False, foreach=False)
+    legw = scheduler(optimizer)
+    optimizer.step()
+    legw.step()
+    state, held = legw.state_dict(), optimizer.param_groups[0]["lr"]
+    assert all(isinstance(value, float) for key in ("base_lrs", "_last_lr") for value in state[key])
+    now = float(held)
+    held.fill_(7.0)
+    legw.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] is held
+    assert float(held) == pytest.approx(now)
+
+
+def test_what_a_group_may_be() -> None:
+    optimizer = two_groups()
+    optimizer.param_groups[1]["lr"] = 0.0  # frozen
+    legw = scheduler(optimizer)
+    optimizer.step()
+    legw.step()
+    assert legw.get_last_lr()[0] > legw.get_last_lr()[1] == 0.0
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.1})
+    with pytest.raises(ValueError, match="has 3 groups, and had 2 when LEGW was made"):
+        legw.step()
+
+
+def test_a_short_run_has_a_shorter_fixed_warmup() -> None:
+    with pytest.raises(ValueError, match="warmup"):
+        scheduler(two_groups(), scheme="linear", epochs=4)
+    legw = scheduler(two_groups(), scheme="linear", epochs=4, fixed_warmup_epochs=1)
+    for _ in range(8):
+        legw.optimizer.step()
+        legw.step()
+    assert legw.get_last_lr() == pytest.approx([6.4, 0.64])
+
+
 def test_legw_is_pickled_as_torchs_own() -> None:
     """torch.save of a scheduler, or another process that is handed one."""
     legw = scheduler(two_groups(), decay=Poly())

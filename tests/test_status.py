@@ -79,18 +79,15 @@ UNHEARD = {
 
 
 @pytest.mark.parametrize("name", UNHEARD)
-def test_what_the_scheduler_says_of_a_run_that_gives_no_sign_of_life(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_scheduler_says_of_a_run_that_gives_no_sign_of_life(name: str, tmp_path: Path) -> None:
     jobs, before, after = UNHEARD[name]
-    said = iter(jobs * 2)
-    monkeypatch.setattr(record.Submitted, "state", lambda job: next(said))
+    told = {str(number): state for number, state in enumerate(jobs)}
     (tmp_path / "r/jobs").mkdir(parents=True)
-    for number in range(len(jobs)):
-        record.add(tmp_path / "r/jobs", "slurm", str(number), [])
+    for number in told:
+        record.add(tmp_path / "r/jobs", "slurm", number, [])
     beat(tmp_path / "r", 1100)
-    assert status(tmp_path / "r", 1101 + ALIVE_SECONDS).state == before
-    assert status(write(tmp_path / "r", START, STEP), 1101 + ALIVE_SECONDS).state == after
+    assert status(tmp_path / "r", 1101 + ALIVE_SECONDS, told).state == before
+    assert status(write(tmp_path / "r", START, STEP), 1101 + ALIVE_SECONDS, told).state == after
 
 
 def test_a_job_that_printed_and_is_forgotten_has_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +140,9 @@ def test_words(tmp_path: Path) -> None:
 
 # A scheduler's commands, and the state of job 7.
 SCHEDULERS = [
-    ("slurm", {"sacct": "echo RUNNING"}, "RUNNING"),
-    ("slurm", {"sacct": "echo CANCELLED by 0"}, "CANCELLED"),
+    ("slurm", {"sacct": "echo '7|RUNNING'"}, "RUNNING"),
+    ("slurm", {"sacct": "echo '7|CANCELLED by 0'"}, "CANCELLED"),
+    ("slurm", {"sacct": "echo '8|RUNNING'", "scontrol": "echo JobId=7 JobState=PENDING"}, "PENDING"),
     ("slurm", {"sacct": "exit 1", "scontrol": "echo JobId=7 JobName=x JobState=PENDING Reason=BeginTime"}, "PENDING"),
     ("slurm", {"sacct": "exit 1", "scontrol": "exit 1"}, ""),
     ("slurm", {}, ""),
@@ -165,7 +163,23 @@ def test_the_scheduler_is_asked(
     for name, body in commands.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    assert record.Submitted(scheduler, "7", tmp_path).state() == state
+    assert record.states([record.Submitted(scheduler, "7", tmp_path)]) == {"7": state}
+
+
+def test_the_scheduler_is_asked_once_for_all_jobs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 tasks of an array, submitted three times."""
+    place = tmp_path / "grid/jobs"
+    place.mkdir(parents=True)
+    for array in ("20", "21", "22"):
+        record.add(place, "slurm", array, [f"lr={i}" for i in range(40)])
+    (tmp_path / "bin").mkdir()
+    body = f'for name in ${{!#//,/ }}; do echo "$name|COMPLETED"; done; echo >>{tmp_path}/calls'
+    (tmp_path / "bin/sacct").write_text(f"#!/bin/bash\n{body}\n")
+    (tmp_path / "bin/sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
+    told = cli("status", "grid").stdout
+    assert told.count(": COMPLETED") == 120
+    assert (tmp_path / "calls").read_text().count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -183,6 +197,18 @@ def test_the_jobs_of_an_arrays_task(scheduler: str, name: str, expected: list[st
             file.write('{"scheduler": "pbs", "id": "33.host", "run": "lr=2"}\n{"torn')
     assert [job.output.relative_to(place).name for job in record.jobs(tmp_path / "grid/lr=2")] == expected
     assert record.jobs(tmp_path / "grid/other") == record.jobs(tmp_path / "grid") == []
+
+
+def test_the_runs_of_a_sweep_are_seen_by_its_folder_and_what_is_none_stops_no_list(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "grid").mkdir()
+    for name in ("a", "b"):
+        write(tmp_path / "grid" / name, START, STEP)
+    write(tmp_path / "z", START, STEP)
+    (tmp_path / "notes.txt").touch()
+    done = cli("status", "grid", "notes.txt", "z")
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["grid/a", "grid/b", "z"]
+    assert done.returncode == 2
+    assert done.stderr == "legw-hpc: notes.txt: no such folder\nlegw-hpc: 1 of 4 are no run, as told above\n"
 
 
 def test_an_array_that_waits_is_seen_by_its_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

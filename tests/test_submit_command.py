@@ -17,6 +17,7 @@ def login(stubs: Stubs, monkeypatch: pytest.MonkeyPatch, shards: Path) -> list[s
     """A login node: sbatch and qsub record what they are given; the words of a submission that works."""
     stubs.says("sbatch", "echo '41;cluster'")
     stubs.says("qsub", "echo 42.pbs")
+    stubs.says("sacct", "exit 1")  # this machine may have a real one
     monkeypatch.setenv("PATH", f"{stubs.bin}:/usr/bin:/bin")
     recipe = ["submit", "mnist-lstm", f"data.dir={shards}", "data.train_samples=300", "batch=96", "out=runs/x"]
     return [*recipe, "--machine", "localhost", "--nodes", "2", "--time", "00:30:00"]
@@ -47,6 +48,25 @@ def test_submit_ahead(login: list[str], cli: Cli, stubs: Stubs) -> None:
     assert stubs.calls("sbatch") == [
         ["--parsable", "runs/x/jobs/1.sbatch"], *[["--parsable", "--dependency=afterany:41", "runs/x/jobs/1.sbatch"]] * 2
     ]  # fmt: skip
+
+
+def test_a_chain_that_is_refused_halfway_names_its_jobs(login: list[str], cli: Cli, stubs: Stubs) -> None:
+    stubs.says(
+        "sbatch",
+        f"[ $(grep -c sbatch {stubs.folder}/calls) -lt 3 ] || {{ echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }}; echo 41",
+    )
+    done = cli(*login, "--chain", "3", "--set", "slurm.chain=ahead")
+    assert done.returncode == 2
+    assert done.stderr.endswith("QOSMaxSubmitJobPerUserLimit; of the chain 41 is queued, and can do the run\n")
+
+
+def test_a_run_that_has_a_job_is_not_submitted_again(login: list[str], cli: Cli, stubs: Stubs) -> None:
+    stubs.says("sacct", "echo '41|RUNNING'")
+    assert cli(*login).returncode == 0
+    again = cli(*login)
+    assert (again.returncode, "runs/x: this run is being trained, or queued: job 41: RUNNING" in again.stderr) == (2, True)
+    stubs.says("sacct", "echo '41|COMPLETED'")
+    assert cli(*login).returncode == 0
 
 
 def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,7 +259,7 @@ def test_a_machine_gets_no_cell_that_has_a_job(cli: Cli, tmp_path: Path, monkeyp
     (tmp_path / "s/jobs").mkdir(parents=True)
     record.add(tmp_path / "s/jobs", "slurm", "20", [waits, ended, forgotten])
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/sacct").write_text('#!/bin/bash\ncase "$*" in *20_0) echo PENDING;; *20_1) echo FAILED;; esac\n')
+    (tmp_path / "bin/sacct").write_text('#!/bin/bash\necho "20_0|PENDING"; echo "20_1|FAILED"\n')
     (tmp_path / "bin/sacct").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "s" / trained).mkdir()

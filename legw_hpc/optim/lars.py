@@ -84,15 +84,18 @@ class LARS(Optimizer):
         clip: bool = False,
     ):
         numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "eps": eps}
-        for name, value in numbers.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number of at least 0, not {value}")
-        if variant not in VARIANTS:
-            raise ValueError(f"unknown LARS variant {variant!r}: one of {', '.join(VARIANTS)}")
-        if denominator not in DENOMINATORS:
-            raise ValueError(f"unknown LARS denominator {denominator!r}: one of {', '.join(DENOMINATORS)}")
-        defaults = numbers | {"variant": variant, "denominator": denominator, "clip": clip, "adapt": True}
-        super().__init__(params, defaults)
+        super().__init__(params, numbers | {"variant": variant, "denominator": denominator, "clip": clip, "adapt": True})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; a group's own options are checked like the optimizer's."""
+        options = self.defaults | param_group
+        for name in ("lr", "momentum", "weight_decay", "eta", "eps"):
+            if not (math.isfinite(options[name]) and options[name] >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, not {options[name]}")
+        for name, known in (("variant", VARIANTS), ("denominator", DENOMINATORS)):
+            if options[name] not in known:
+                raise ValueError(f"unknown LARS {name} {options[name]!r}: one of {', '.join(known)}")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

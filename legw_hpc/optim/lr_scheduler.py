@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from legw_hpc.legw import Baseline, scale
+from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline, scale
 from legw_hpc.schedule import Constant, Decay, build
 
 
@@ -30,6 +31,7 @@ class LEGW(LRScheduler):
         steps_per_epoch: optimizer steps in an epoch at batch B.
         decay: what follows the warmup; no decay by default.
         scheme: "legw", or any other that `legw_hpc.scale` knows.
+        fixed_warmup_epochs: of the schemes whose warmup does not depend on the batch, such as "linear".
         last_epoch: as in torch: the last step done (torch's name), -1 to start.
 
     Raises:
@@ -47,6 +49,7 @@ class LEGW(LRScheduler):
         steps_per_epoch: float,
         decay: Decay = Constant(),
         scheme: str = "legw",
+        fixed_warmup_epochs: float = FIXED_WARMUP_EPOCHS,
         last_epoch: int = -1,
     ):
         if not steps_per_epoch > 0:
@@ -54,24 +57,50 @@ class LEGW(LRScheduler):
         self.steps_per_epoch = steps_per_epoch
         # A group's lr may be a tensor (capturable optimizers); the rule needs only the number.
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        self._groups: list[tuple[Any, ...]] = []  # of `build`, and not the functions: those cannot be pickled
+        self._length = {"base_batch": base_batch, "batch": batch, "steps_per_epoch": steps_per_epoch}
+        # Of `build`, and not the functions: those cannot be pickled.  None: a group whose rate is 0, and stays so.
+        self._groups: list[tuple[Any, ...] | None] = []
         for lr in lrs:
-            scaled = scale(Baseline(base_batch, lr, warmup_epochs), batch, scheme)
-            self._groups.append((scaled.lr, epochs, scaled.warmup, scaled.warmup_epochs, decay, lr))
-            build(*self._groups[-1])  # refuses what makes no schedule before the optimizer is touched
+            scaled = scale(Baseline(base_batch, lr or 1.0, warmup_epochs), batch, scheme, fixed_warmup_epochs)
+            group = (scaled.lr, epochs, scaled.warmup, scaled.warmup_epochs, decay, lr)
+            build(*group)  # refuses what makes no schedule before the optimizer is touched
+            self._groups.append(group if lr else None)
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """The groups' learning rates after `last_epoch` steps: a closed form of the step."""
-        return [build(*group)(self.last_epoch / self.steps_per_epoch) for group in self._groups]
+        """The groups' learning rates after `last_epoch` steps: a closed form of the step.
+
+        Raises:
+            ValueError: the optimizer has got another group since.
+        """
+        if len(self.optimizer.param_groups) != len(self._groups):
+            raise ValueError(
+                f"the optimizer has {len(self.optimizer.param_groups)} groups, and had {len(self._groups)} when LEGW was made: "
+                "make it anew with last_epoch=scheduler.last_epoch, each group with its initial_lr"
+            )
+        epoch = self.last_epoch / self.steps_per_epoch
+        return [0.0 if group is None else build(*group)(epoch) for group in self._groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers only: loads with `torch.load(weights_only=True)`."""
-        return {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs), "_last_lr": self.get_last_lr()}
+        rates = {"base_lrs": self.base_lrs, "_last_lr": self.get_last_lr()}
+        return {"last_epoch": self.last_epoch} | self._length | {key: [float(lr) for lr in lrs] for key, lrs in rates.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after `last_epoch` steps; the optimizer's learning rates are set to match."""
+        """Go on after `last_epoch` steps; the optimizer's learning rates are set to match.
+
+        Raises:
+            ValueError: so many steps were another epoch there: the batch or the steps of an epoch differ.
+        """
+        if other := {key: state_dict[key] for key, own in self._length.items() if state_dict.get(key, own) != own}:
+            was, now = (", ".join(f"{key}={values[key]}" for key in other) for values in (other, self._length))
+            raise ValueError(
+                f"this state is of {was}, the scheduler of {now}: its {state_dict['last_epoch']} steps are another epoch"
+            )
         self.last_epoch = state_dict["last_epoch"]
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

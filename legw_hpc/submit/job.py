@@ -16,7 +16,7 @@ from legw_hpc.recipe import Recipe, load
 from legw_hpc.runlog import JOBS
 from legw_hpc.submit.machine import Machine, seconds
 from legw_hpc.submit.memory import rank_gb
-from legw_hpc.submit.record import holder
+from legw_hpc.submit.record import holders
 
 TOLD = 3  # cells that a message names
 
@@ -150,7 +150,7 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
 
 def _nobodys(cells: Sequence[grid.Cell], to: Path) -> list[grid.Cell]:
     """Those that nobody trains or is about to: a task would hold its nodes only to be refused the folder."""
-    held = {cell.name: who for cell in cells if (who := holder(to / cell.name))}
+    held = {folder.name: who for folder, who in holders(to / cell.name for cell in cells).items()}
     about = ", ".join(f"{name} ({who})" for name, who in list(held.items())[:TOLD])
     if len(held) == len(cells):
         raise InputError(f"{to}: every cell that is not finished is being trained, or queued: {about}; see legw-hpc status {to}")

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ RECORD = "submitted.jsonl"
 LIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "R", "E", "B", "S")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "Q", "H", "W", "T")
 TAIL_BYTES = 65536
+AT_ONCE = 500  # jobs that one question names (assumed: far below a command line's length)
 # Who else tells of an end, at the beginning of a line.
 OTHERS = ("slurmstepd: error", "srun: error", "=>> PBS:", "mpirun", "prterun", "mpiexec", "qsub: ", "scontrol: ", "qsub error")
 # What a script says before it trains (submit/script.py).
@@ -41,10 +43,6 @@ class Submitted:
     scheduler: str
     id: str
     output: Path
-
-    def state(self) -> str:
-        """As the scheduler calls it; "" if it does not answer or has forgotten."""
-        return _slurm_state(self.id) if self.scheduler == "slurm" else _pbs_state(self.id)
 
     def last_error(self) -> str:
         """The last word of its output from legw-hpc; where it said nothing, from the launcher or the scheduler."""
@@ -94,12 +92,17 @@ def jobs(run: Path) -> list[Submitted]:
     return found
 
 
-def holder(run: Path) -> str:
-    """Who trains a run or is about to: a job that the scheduler tells of, or who gave a sign of life; "" if nobody."""
-    for job in reversed(jobs(run)):
-        if (state := job.state()).partition(" ")[0] in (*LIVE, *WAITING):
-            return f"job {job.id}: {state}"
-    return "it gives signs of life" if time.time() - last_beat(run) < ALIVE_SECONDS else ""
+def holders(runs: Iterable[Path]) -> dict[Path, str]:
+    """Who trains a run or is about to, of those that somebody does: a job the scheduler tells of, or who gives signs of life."""
+    of = {run: jobs(run) for run in runs}
+    told = states([job for submitted in of.values() for job in submitted])
+    found: dict[Path, str] = {}
+    for run, submitted in of.items():
+        held = [f"job {job.id}: {told[job.id]}" for job in submitted if told[job.id].partition(" ")[0] in (*LIVE, *WAITING)]
+        if not held and time.time() - last_beat(run) < ALIVE_SECONDS:
+            held = ["it gives signs of life"]
+        found |= {run: held[-1]} if held else {}
+    return found
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -110,12 +113,31 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and {"scheduler", "id"} <= line.keys()]
 
 
+def states(submitted: Sequence[Submitted]) -> dict[str, str]:
+    """Of each job by id, as its scheduler calls it; "" where it does not answer or has forgotten."""
+    found: dict[str, str] = {}
+    slurm = [job.id for job in submitted if job.scheduler == "slurm"]
+    for begin in range(0, len(slurm), AT_ONCE):
+        found |= _accounted(slurm[begin : begin + AT_ONCE])
+    for job in submitted:
+        if job.id not in found:
+            found[job.id] = _slurm_state(job.id) if job.scheduler == "slurm" else _pbs_state(job.id)
+    return found
+
+
+def _accounted(names: Sequence[str]) -> dict[str, str]:
+    """Those that SLURM's accounting tells of, in one question: it has a line a task."""
+    told = _ask(
+        "sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State", "--jobs", ",".join(names)
+    )
+    lines = [line.partition("|") for line in told.splitlines()]
+    return {name: state.split()[0] for name, _, state in lines if name in names and state.split()}
+
+
 def _slurm_state(name: str) -> str:
-    words = _ask("sacct", "--noheader", "--allocations", "--format=State%20", "--jobs", name).split()
-    if not words:  # no accounting: the controller knows a job for some minutes after its end
-        shown = _ask("scontrol", "--oneliner", "show", "job", name).split()
-        words = [word.removeprefix("JobState=") for word in shown if word.startswith("JobState=")]
-    return words[0] if words else ""
+    """Without accounting: the controller knows a job for some minutes after its end."""
+    shown = _ask("scontrol", "--oneliner", "show", "job", name).split()
+    return next((word.removeprefix("JobState=") for word in shown if word.startswith("JobState=")), "")
 
 
 def _pbs_state(name: str) -> str:

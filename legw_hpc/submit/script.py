@@ -59,6 +59,10 @@ def arguments(job: Job, task: str) -> list[str]:
     return [f"case ${task} in", *cases, f"    *) {refuse(f'the array has no task ${task}')} ;;", "esac"]
 
 
+# As a shell has it of TERM: it tells the rest of a chain nothing, which goes on.
+KILLED = 143
+
+
 def links(job: Job) -> list[str]:
     """Stop where the chain has ended."""
     if job.machine.chain == "ahead" and job.chain > 1:
@@ -76,13 +80,14 @@ def at_exit(job: Job, *more: str) -> str:
     """The trap of the script's end; a later one takes its place.
 
     Of a chain that is queued ahead it tells the jobs behind how this one ended, whatever it ended in: the layout, a copy,
-    the training.  An end by a signal (above 128: the walltime) tells nothing, and the next one goes on.
+    the training, also a rank that was killed.  The end of this script by TERM (the walltime) tells nothing, and the next one
+    goes on.
 
     Args:
         more: commands besides.
     """
     ahead = job.machine.chain == "ahead" and job.chain > 1
-    commands = [*(['rc=$?; [ "$rc" -gt 128 ] || echo "$rc" >"$code"'] if ahead else []), *more]
+    commands = [*([f'rc=$?; [ "$rc" = {KILLED} ] || echo "$rc" >"$code"'] if ahead else []), *more]
     return f"trap {shlex.quote('; '.join(commands))} EXIT"
 
 
@@ -123,10 +128,6 @@ def logs(job: Job) -> list[str]:
         '    mkdir -p logs && mv "$output" "logs/${name%.out}-$link.out"',
         "fi",
     ]
-
-
-# As a shell has it of TERM; above 128 tells the rest of a chain nothing, and it goes on.
-KILLED = 143
 
 
 def warned_too_early() -> str:
