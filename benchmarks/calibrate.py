@@ -34,8 +34,8 @@ from legw_hpc.launcher import launched
 from legw_hpc.local_runs import attended
 from legw_hpc.plan import calibration
 from legw_hpc.plan.calibration import Compute, Memory, Network, Number, Performance
-from legw_hpc.plan.gradient import network
 from legw_hpc.recipe import load
+from legw_hpc.sizes import network
 from legw_hpc.submit.machine import MACHINES, available
 from legw_hpc.submit.machine import load as load_machine
 

@@ -24,9 +24,9 @@ from benchmarks.measure import Bench
 from benchmarks.ours import Trained
 from legw_hpc.comm import Serial, connect
 from legw_hpc.plan.allreduce import Link, bound
-from legw_hpc.plan.gradient import gradient_bytes
 from legw_hpc.plan.model import Speeds, Work, requests, step
 from legw_hpc.recipe import load
+from legw_hpc.sizes import gradient_bytes
 
 NAME, ABOUT = "emulated_network", "steps on emulated hosts, measured and as the performance model has them"
 GOAL = 0.15  # of the measured step, that the forecast may be off

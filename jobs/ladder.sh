@@ -17,11 +17,18 @@ case $machine in # ranks a node x 32
     gpu8) images=256 ;;
     *) images=${IMAGES:?machine $machine: set IMAGES to 32 x its ranks a node} ;;
 esac
-for batch in 1024 2048 4096 8192 16384 32768; do
-    command=(legw-hpc submit imagenet-resnet50 "batch=$batch" "$@" --machine "$machine" --nodes $((batch / images)))
-    if [ -n "${DRY_RUN:-}" ]; then
-        printf '%q ' "${command[@]}"; echo
-    else
-        "${command[@]}"
-    fi
-done
+each() { # what is done with each of the six commands
+    for batch in 1024 2048 4096 8192 16384 32768; do
+        "$@" legw-hpc submit imagenet-resnet50 "batch=$batch" "${words[@]}" --machine "$machine" --nodes $((batch / images))
+    done
+}
+tell() { printf '%q ' "$@"; echo; }
+check() { "$@" --dry-run >/dev/null; } # all of them before any is queued: the largest may want more nodes than there are
+
+words=("$@")
+if [ -n "${DRY_RUN:-}" ]; then
+    each tell
+else
+    each check
+    each env
+fi

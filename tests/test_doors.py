@@ -47,7 +47,7 @@ LAYERS = [
     "records", "grid", "peak", "single_run", "startup", "watchdog", "work", "agreement", "tuning", "twins", "curvature",
     "runfolder", "owner",
     "checkpoint", "trainer", "gradients", "precision", "apps", "models", "optim", "device", "data", "comm", "runlog", "launcher",
-    "derived", "recipe", "allowed", "strict", "installed", "steps", "schedule", "legw", "noise", "errors",
+    "sizes", "derived", "recipe", "allowed", "strict", "installed", "steps", "schedule", "legw", "noise", "errors",
 ]  # fmt: skip
 
 

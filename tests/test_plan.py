@@ -17,10 +17,10 @@ from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.gradients import FlatGradients
 from legw_hpc.plan import calibration
-from legw_hpc.plan.forecast import Forecast, _jobs, forecast
-from legw_hpc.plan.gradient import OPTIONS, gradient_bytes, parameters, update_passes
+from legw_hpc.plan.forecast import Forecast, _jobs, forecast, usual_nodes
 from legw_hpc.plan.model import Work, step
 from legw_hpc.recipe import available, load
+from legw_hpc.sizes import OPTIONS, gradient_bytes, parameters, update_passes
 from legw_hpc.submit import machine as machines
 
 RESNET = "imagenet-resnet50"
@@ -201,6 +201,31 @@ def test_without_nodes_the_powers_of_two_and_the_first_that_cannot() -> None:
     assert [row.nodes for row in found.rows] == [1, 2, 4, 8, 16, 32]
     assert [row.runs for row in found.rows] == [True] * 5 + [False]
     assert "16 samples a rank, less than micro_batch 32" in found.rows[-1].against[0]
+
+
+# recipe, words -> nodes of skylake, two ranks each
+USUAL = {
+    ("imagenet-surfsara-2017", ()): [1, 2, 4, 7, 8, 14, 16, 28, 32, 56, 64, 112, 224, 448, 512],  # 448: the published layout
+    ("imagenet-resnet50", ("batch=1024",)): [1, 2, 4, 8, 16, 32],
+    ("imagenet-resnet50", ("batch=1001",)): [1],
+}
+
+
+@pytest.mark.parametrize(("name", "words"), USUAL)
+def test_the_usual_nodes_have_those_of_a_batch_that_is_no_power_of_two(name: str, words: tuple[str, ...]) -> None:
+    assert usual_nodes(load(name, words), machines.load("skylake")) == USUAL[name, words]
+
+
+def test_every_job_of_a_chain_starts_anew() -> None:
+    derived, numbers = derive(load(RESNET, ["batch=32768"])), calibration.load("knl", ())
+    whole, chained = (
+        forecast(derived, machines.load("knl", [f"walltime={time}"]), numbers, (512,)).rows[0]
+        for time in ("24:00:00", "00:40:00")
+    )
+    assert (whole.jobs, chained.jobs > 1) == (1, True)
+    start = whole.hours.worst - chained.hours.worst
+    assert start < 0
+    assert start / (1 - chained.jobs) == pytest.approx(556 / 3600, rel=0.02)  # 556 s: of 512 nodes, at worst
 
 
 # Batch, nodes, more words, machine's numbers, and the reason.

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from legw_hpc.allowed import APPLICATIONS
 from legw_hpc.errors import InputError
 from legw_hpc.submit import machine as machines
-from legw_hpc.submit import memory, pbs, send, slurm
+from legw_hpc.submit import pbs, send, slurm
 from legw_hpc.submit.__main__ import scripts
 from legw_hpc.submit.job import Job, Options, job_name, make
 from legw_hpc.submit.machine import Machine, available, load
@@ -243,8 +242,14 @@ def test_every_value_says_where_it_is_from(name: str) -> None:
         assert "=" not in line or re.search(r"# \w", line) or line.startswith("description = "), line
 
 
-def test_memory_knows_every_application() -> None:
-    assert set(memory.NEEDS) == set(APPLICATIONS)
+def test_a_ladder_that_a_machine_is_too_small_for_submits_none(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    words = ["bash", str(ROOT / "jobs/ladder.sh"), "knl-stampede2", "--set", "nodes=16"]
+    done = subprocess.run(words, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, (tmp_path / "called").exists()) == (2, False)
+    assert done.stderr.rstrip().endswith("--nodes 32: machine knl-stampede2 gives a job 1 to 16 nodes")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from legw_hpc import recipe as recipes
-from legw_hpc import strict
+from legw_hpc import sizes, strict
 from legw_hpc.errors import InputError
-from legw_hpc.plan import gradient
 from legw_hpc.plan.allreduce import Link
 from legw_hpc.plan.model import Speeds
 from legw_hpc.recipe import Recipe
@@ -171,7 +170,7 @@ class Performance:
 def _alike(name: str, recipe: Recipe) -> bool:
     """Does a recipe's sample take the same work: the network, its size, and the words of a row."""
     try:
-        return gradient.network(recipes.load(name)) == gradient.network(recipe)
+        return sizes.network(recipes.load(name)) == sizes.network(recipe)
     except InputError:  # a recipe that is not packaged, or an application of another package
         return name == recipe.name
 

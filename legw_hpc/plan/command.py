@@ -114,7 +114,7 @@ def _noise(run: Path, recipes: Sequence[Recipe]) -> Noise:
 
 
 def _trained(recipe: Recipe) -> object:
-    from legw_hpc.plan.gradient import network
+    from legw_hpc.sizes import network
 
     try:
         return network(recipe)

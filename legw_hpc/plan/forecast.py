@@ -12,10 +12,10 @@ from legw_hpc.derived import Derived
 from legw_hpc.errors import InputError
 from legw_hpc.plan.allreduce import best
 from legw_hpc.plan.calibration import CASES, Performance
-from legw_hpc.plan.gradient import gradient_bytes, parameters, update_passes
 from legw_hpc.plan.model import Split, Work, step
 from legw_hpc.recipe import Recipe
-from legw_hpc.submit.job import check
+from legw_hpc.sizes import gradient_bytes, parameters, update_passes
+from legw_hpc.submit.job import check, counts
 from legw_hpc.submit.machine import Machine, seconds
 
 # What a choice is advised against for (assumed).
@@ -101,7 +101,7 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
     """What the run costs on so many nodes.
 
     Args:
-        nodes: those asked for; none is the powers of two on which it can run, and the first on which it no longer can.
+        nodes: those asked for; by default those of `usual_nodes`.
 
     Raises:
         InputError: the recipe has not been measured on the machine, or it has no such number of nodes.
@@ -119,7 +119,7 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
         case: [(steps, _work(recipe, batch, getattr(performance.overlap, case))) for steps, batch in steps_by_batch]
         for case in CASES
     }
-    wanted = sorted(set(nodes)) or [1 << i for i in range(machine.nodes.bit_length())]
+    wanted = sorted(set(nodes)) or usual_nodes(recipe, machine)
     rows: list[Row] = []
     for count in wanted:
         ranks = count * machine.ranks
@@ -131,11 +131,12 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
             splits = tuple(step(works[case][0][1], count, machine.ranks, speeds[case]) for case in CASES)
             start = [getattr(performance.start_s, case) + count * getattr(performance.start_s_per_node, case) for case in CASES]
             training = [sum(n * step(work, count, machine.ranks, speeds[case]).step for n, work in works[case]) for case in CASES]
-            hours = Range.of([(s + t) / 3600 for s, t in zip(start, training, strict=True)])
+            jobs = _jobs(machine, max(start), max(training))
+            hours = Range.of([(max(1, jobs) * s + t) / 3600 for s, t in zip(start, training, strict=True)])
             row = replace(
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
                 hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),
-                jobs=_jobs(machine, max(start), max(training)),
+                jobs=jobs,
                 allreduce=best(gradient_bytes(recipe) / recipe.exchange_pieces, count, speeds["likely"].network)[1],
             )  # fmt: skip
         rows.append(row)
@@ -147,6 +148,15 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
         why = "the network's numbers are assumed: calibrate on two nodes or more"
         judged = [replace(row, against=(*row.against, why)) if row.runs and row.nodes > 1 else row for row in judged]
     return Forecast(derived, machine, base.nodes, tuple(judged))
+
+
+def usual_nodes(recipe: Recipe, machine: Machine) -> list[int]:
+    """The powers of two, and between two of them the most nodes that can share the batch, up to the first that is above all."""
+    fit = counts(recipe, machine)
+    powers = [1 << i for i in range(machine.nodes.bit_length())]
+    between = [max(within) for power in powers if (within := [n for n in fit if power < n < 2 * power])]
+    ends = next((power for power in powers if power > max(fit, default=0)), powers[-1])
+    return sorted(n for n in {*powers, *between} if n <= ends and (n in fit or n == ends or not fit or n < min(fit)))
 
 
 def _jobs(machine: Machine, start: float, training: float) -> int:

@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 
 from legw_hpc.noise import Noise, fewest_samples, fewest_steps
 from legw_hpc.plan.forecast import Forecast, Range, Row
-from legw_hpc.plan.gradient import gradient_bytes
 from legw_hpc.plan.model import Split
 from legw_hpc.recipe import Recipe
+from legw_hpc.sizes import gradient_bytes
 
 PARTS = tuple(field.name for field in fields(Split))
 STEP = ("nodes", "a rank", "s a step", *PARTS)

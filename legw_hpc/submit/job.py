@@ -239,7 +239,7 @@ def check(recipe: Recipe, machine: Machine, nodes: int) -> None:
 
 def _more_nodes(recipe: Recipe, machine: Machine, nodes: int) -> str:
     """For the message: an advice to take more of them, where such a number would be accepted."""
-    return "more nodes, or " if any(n > nodes for n in _counts(recipe, machine)) else ""
+    return "more nodes, or " if any(n > nodes for n in counts(recipe, machine)) else ""
 
 
 def _fits(recipe: Recipe, samples: int) -> bool:
@@ -250,7 +250,7 @@ def _fits(recipe: Recipe, samples: int) -> bool:
     return samples % recipe.micro_batch == 0 or (samples < recipe.micro_batch and not together)
 
 
-def _counts(recipe: Recipe, machine: Machine) -> list[int]:
+def counts(recipe: Recipe, machine: Machine) -> list[int]:
     """The numbers of nodes over which the batch goes evenly, in full micro-batches."""
     most = min(machine.nodes, recipe.batch // machine.ranks)
     whole = [n for n in range(1, most + 1) if recipe.batch % (n * machine.ranks) == 0]
@@ -267,7 +267,7 @@ def _trains(recipe: Recipe, ranks: int) -> bool:
 
 def _nodes_that_fit(recipe: Recipe, machine: Machine) -> str:
     """For the message: the node counts that work."""
-    fit = _counts(recipe, machine)
+    fit = counts(recipe, machine)
     if not fit:
         return f"no number of nodes with {machine.ranks} ranks fits"
     return f"{', '.join(map(str, fit[-6:]))} {'node fits' if fit == [1] else 'nodes fit'}"

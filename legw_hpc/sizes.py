@@ -1,4 +1,4 @@
-"""How much an application exchanges and updates at every step, from its options, without torch."""
+"""How much an application exchanges, updates and keeps at every step, from its options, without torch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ OPTIONS = {
     "resnet20": _IMAGES,
     "resnet50": (*_IMAGES, "size", "resize", "crops"),
 }
-_SIZE = 224  # of resnet50's images: their work goes with its square
+_SIZE = 224  # of resnet50's images: their work, and what they leave, goes with its square
+# Bytes that a sample leaves for the backward pass in fp32 (measured by torch.autograd.graph.saved_tensors_hooks; a test holds
+# them to that): of an image, and of a word for each unit of a layer and for each unit besides.
+_IMAGE_BYTES = {"mnist-lstm": 0.241e6, "resnet20": 1.52e6, "resnet50": 86e6}
+_WORD_BYTES = 72, 12
+_KEPT = 3  # weights, gradients, and the buffer that an exchange makes (derived), beside what the solver keeps
 _NORMS = {"lars": 2}  # of weights and of gradients, before the step
 
 
 def parameters(recipe: Recipe) -> int:
     """Trainable ones of the recipe's network; tests hold them equal to the models'."""
     if recipe.application not in APPLICATIONS:
-        raise InputError(f"recipe {recipe.name}: how much {recipe.application} exchanges is not known without its package")
+        raise InputError(f"recipe {recipe.name}: plan does not know how much an application of another package exchanges")
     if unknown := [key for key in recipe.options if key not in OPTIONS[recipe.application]]:
         takes = ", ".join(OPTIONS[recipe.application])
         raise InputError(f"application {recipe.application} has no option {unknown[0]!r}: it takes {takes}")
@@ -59,6 +64,20 @@ def network(recipe: Recipe) -> tuple[Any, ...]:
 def gradient_bytes(recipe: Recipe) -> float:
     """Of the exchange of a step, in fp32 whatever the precision; batch norm's sums, 0.2 % of it, left out."""
     return 4.0 * parameters(recipe)
+
+
+def sample_bytes(recipe: Recipe) -> float:
+    """That a sample of the micro-batch (PTB: a row of a window of words) leaves for the backward pass, in fp32."""
+    if recipe.application == "ptb-lstm":
+        hidden, layers = _count(recipe, "hidden", 200), _count(recipe, "layers", 2)
+        return float(recipe.data.window * hidden * (_WORD_BYTES[0] * layers + _WORD_BYTES[1]))
+    scale = (_count(recipe, "size", _SIZE) / _SIZE) ** 2 if recipe.application == "resnet50" else 1.0
+    return scale * _IMAGE_BYTES[recipe.application]
+
+
+def kept_bytes(recipe: Recipe) -> float:
+    """Of weights, gradients, the exchange's buffer, and the solver's."""
+    return (_KEPT + _BUFFERS[recipe.solver]) * gradient_bytes(recipe)
 
 
 def update_passes(recipe: Recipe) -> int:
