@@ -17,18 +17,17 @@ case $machine in # ranks a node x 32
     gpu8) images=256 ;;
     *) images=${IMAGES:?machine $machine: set IMAGES to 32 x its ranks a node} ;;
 esac
-each() { # what is done with each of the six commands
-    for batch in 1024 2048 4096 8192 16384 32768; do
-        "$@" legw-hpc submit imagenet-resnet50 "batch=$batch" "${words[@]}" --machine "$machine" --nodes $((batch / images))
-    done
+batches="1024 2048 4096 8192 16384 32768" words=("$@")
+made() { # batch: its command
+    command=(legw-hpc submit imagenet-resnet50 "batch=$1" ${words[@]+"${words[@]}"})
+    command+=(--machine "$machine" --nodes $(($1 / images)))
 }
-tell() { printf '%q ' "$@"; echo; }
-check() { "$@" --dry-run >/dev/null; } # all of them before any is queued: the largest may want more nodes than there are
-
-words=("$@")
 if [ -n "${DRY_RUN:-}" ]; then
-    each tell
-else
-    each check
-    each env
+    for batch in $batches; do made "$batch"; printf '%q ' "${command[@]}"; echo; done
+    exit
 fi
+# All of them before any is queued: the largest may want more nodes than there are.
+for batch in $batches; do made "$batch"; "${command[@]}" --dry-run >/dev/null; done
+code=0
+for batch in $batches; do made "$batch"; "${command[@]}" || code=$?; done # one that has a job or a result is passed over
+exit "$code"

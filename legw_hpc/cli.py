@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
         "status", "where runs are: state, step, samples/s, time to go, jobs, last error",
         "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/mnist-lstm/*/",
     )  # fmt: skip
-    status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or one that an array was submitted into")
+    status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or one of a sweep's or an array's runs")
 
     doctor = command(
         "doctor", "check MPI, Horovod, ranks, threads, HDF5 and disk; each fault with a remedy",

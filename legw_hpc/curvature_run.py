@@ -105,7 +105,7 @@ def lines(record: Record) -> list[str]:
             )
     if found.of < FEWEST:
         closer = denser(found.step)
-        more = f"--every {closer}" if closer < record.recipe.curvature_every else "other seeds"
+        more = f"--every {closer} out=..." if closer < record.recipe.curvature_every else "other seeds"
         about.append(
             f"note     a median of {found.of} is hardly smoothed, and L of one batch jumps tenfold: {more} would tell more"
         )

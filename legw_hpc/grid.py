@@ -67,7 +67,8 @@ def cells(recipe: str, words: Sequence[str], runs: bool = True) -> list[Cell]:
     for word in words:
         key, equals, values = word.partition("=")
         again = [other for other in words if other.partition("=")[0] == key]
-        if len(again) > 1 and ("," in "".join(again) or key == SEEDS):  # of single values the last counts, as for a run
+        many = [other for other in again if "," in other and other.partition("=")[2][:1] not in ("[", '"', "'")]
+        if len(again) > 1 and (many or key == SEEDS):  # of single values the last counts, as for a run
             raise InputError(f"{key} is given twice: {' '.join(again)}")
         if key == "out":
             raise InputError("a grid chooses the run folders itself: --to names the folder that holds them")

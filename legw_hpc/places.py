@@ -17,7 +17,7 @@ class Spread:
     """What a metric came to over seeds.
 
     Attributes:
-        values: of the runs that are done.
+        values: of the runs that are done and have been evaluated.
         diverged: how many were not.
         unscored: how many are done and were never evaluated.
     """

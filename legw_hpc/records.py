@@ -67,7 +67,8 @@ class Record:
     def row(self, derived: Derived) -> dict[str, Any]:
         """One result: what was trained, how it ended, and where, when and by what code.
 
-        "settings" has every key of the recipe that is not its default; "steps" are those done, "planned_steps" the schedule's.
+        "settings" has every key of the recipe that decides the result and is not its default; "steps" are those done,
+        "planned_steps" the schedule's.
 
         Args:
             derived: of the same run.

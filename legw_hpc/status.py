@@ -76,7 +76,7 @@ def runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def statuses(folders: Sequence[Path]) -> Iterator[Status | InputError]:
-    """Of each run, or why there is none: the scheduler is asked once for the jobs of all."""
+    """Of each run, or why there is none: SLURM's accounting is asked once for the jobs of all."""
     told = record.states([job for folder in folders for job in record.jobs(folder)])
     for folder in folders:
         try:
@@ -113,7 +113,7 @@ def status(folder: Path, now: float | None = None, told: Mapping[str, str] | Non
     at = int(_number(end, "steps") or max(_number(line, "step") for line in (step, evaluation, log[-1] if log else {})))
     rate = _number(end, "samples_per_s") or _number(step, "samples_per_s")
     told = record.states(submitted) if told is None else told
-    jobs = tuple((job.id, told[job.id]) for job in submitted)
+    jobs = tuple((job.id, told.get(job.id, "")) for job in submitted)  # one may have been submitted since
     if end:
         state = str(end.get("status", "done"))
     elif now - last_beat(folder) < ALIVE_SECONDS:

@@ -44,7 +44,9 @@ STOPPED = [
 
 @pytest.mark.parametrize(("command", "code", "said"), STOPPED)
 def test_a_command_that_is_attended_ends_with_this_one(command: str, code: int, said: str) -> None:
-    words = ["import sys; from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))", command]
+    program = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # these tests may run under nohup
+    program += "from legw_hpc.local_runs import attended; sys.exit(attended(['sh', '-c', sys.argv[1]], None))"
+    words = [program, command]
     done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (code, said)
 

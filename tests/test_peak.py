@@ -113,7 +113,7 @@ def test_what_is_said_of_a_peak(name: str) -> None:
 
 
 # every -> what else would tell more; a peak at step 55 has 9 measurements around it at --every 2, one at step 8 never
-SPARSE = {(60, 1): None, (60, 2): None, (60, 10): "--every 2 would", (8, 1): "other seeds would"}
+SPARSE = {(60, 1): None, (60, 2): None, (60, 10): "--every 2 out=... would", (8, 1): "other seeds would"}
 
 
 @pytest.mark.parametrize(("centre", "every"), SPARSE)

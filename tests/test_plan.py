@@ -216,6 +216,11 @@ def test_the_usual_nodes_have_those_of_a_batch_that_is_no_power_of_two(name: str
     assert usual_nodes(load(name, words), machines.load("skylake")) == USUAL[name, words]
 
 
+@pytest.mark.parametrize("nodes", [448, 500])
+def test_the_most_nodes_may_be_above_the_last_power_of_two(nodes: int) -> None:
+    assert usual_nodes(load("imagenet-surfsara-2017"), machines.load("skylake", [f"nodes={nodes}"]))[-2:] == [224, 448]
+
+
 def test_every_job_of_a_chain_starts_anew() -> None:
     derived, numbers = derive(load(RESNET, ["batch=32768"])), calibration.load("knl", ())
     whole, chained = (

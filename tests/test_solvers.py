@@ -217,8 +217,17 @@ def test_what_a_group_may_be() -> None:
     legw.step()
     assert legw.get_last_lr()[0] > legw.get_last_lr()[1] == 0.0
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.1})
-    with pytest.raises(ValueError, match="has 3 groups, and had 2 when LEGW was made"):
+    with pytest.raises(ValueError, match=r"has 3 groups, and had 2 when LEGW was made.* last_epoch=scheduler.last_epoch - 1"):
         legw.step()
+    legw, other = scheduler(first := two_groups()), scheduler(second := two_groups())
+    for _ in range(5):
+        for optimizer, each in ((first, legw), (second, other)):
+            optimizer.step()
+            each.step()
+    second.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.1, "initial_lr": 0.1})
+    again = scheduler(second, last_epoch=other.last_epoch - 1)
+    assert again.get_last_lr()[:2] == legw.get_last_lr()
+    assert again.get_last_lr()[2] == legw.get_last_lr()[0]
 
 
 def test_a_short_run_has_a_shorter_fixed_warmup() -> None:

@@ -32,7 +32,7 @@ class LEGW(LRScheduler):
         decay: what follows the warmup; no decay by default.
         scheme: "legw", or any other that `legw_hpc.scale` knows.
         fixed_warmup_epochs: of the schemes whose warmup does not depend on the batch, such as "linear".
-        last_epoch: as in torch: the last step done (torch's name), -1 to start.
+        last_epoch: as in torch (and in its name): of a scheduler in this one's place that has done n steps, n - 1; -1 to start.
 
     Raises:
         ValueError: values that make no schedule, such as a warmup longer than the run.
@@ -57,7 +57,7 @@ class LEGW(LRScheduler):
         self.steps_per_epoch = steps_per_epoch
         # A group's lr may be a tensor (capturable optimizers); the rule needs only the number.
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        self._length = {"base_batch": base_batch, "batch": batch, "steps_per_epoch": steps_per_epoch}
+        self._length = {"batch": batch, "steps_per_epoch": steps_per_epoch}
         # Of `build`, and not the functions: those cannot be pickled.  None: a group whose rate is 0, and stays so.
         self._groups: list[tuple[Any, ...] | None] = []
         for lr in lrs:
@@ -76,7 +76,7 @@ class LEGW(LRScheduler):
         if len(self.optimizer.param_groups) != len(self._groups):
             raise ValueError(
                 f"the optimizer has {len(self.optimizer.param_groups)} groups, and had {len(self._groups)} when LEGW was made: "
-                "make it anew with last_epoch=scheduler.last_epoch, each group with its initial_lr"
+                "make it anew with last_epoch=scheduler.last_epoch - 1, each group with its initial_lr"
             )
         epoch = self.last_epoch / self.steps_per_epoch
         return [0.0 if group is None else build(*group)(epoch) for group in self._groups]

@@ -55,7 +55,8 @@ def page(name: str, records: Records, to: Path, quick: bool = False) -> str:
         done, of = count(lines)
         text += ["", f"## {application}", ""]
         if not done:
-            text.append(f"Not run: 0 of {of}; `legw-hpc figures {name} {application} --commands` prints the commands.")
+            which = "--quick" if quick else application
+            text.append(f"Not run: 0 of {of}; `legw-hpc figures {name} {which} --commands` prints the commands.")
             continue
         drawing = to / f"{name}-{application}.png"
         show = _curvature if FIGURES[name].kind == "curvature" else _quality

@@ -30,7 +30,9 @@ def arguments(plan: argparse.ArgumentParser) -> None:
     """The options besides recipe and overrides."""
     plan.add_argument("--json", action="store_true", help="JSON instead of text, a line each of several batches")
     plan.add_argument("--machine", help="also what it costs there: name of a machine (jobs/machines/), or path of a .toml file")
-    plan.add_argument("--nodes", metavar="N,N,...", help="numbers of nodes (default: powers of two that can run)")
+    plan.add_argument(
+        "--nodes", metavar="N,N,...", help="numbers of nodes (default: powers of two, and others that share the batch)"
+    )
     plan.add_argument(
         "--noise", type=Path, metavar="RUN", help="also whether a larger batch pays, by the noise scale that RUN logged"
     )

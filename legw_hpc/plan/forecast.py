@@ -131,12 +131,12 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
             splits = tuple(step(works[case][0][1], count, machine.ranks, speeds[case]) for case in CASES)
             start = [getattr(performance.start_s, case) + count * getattr(performance.start_s_per_node, case) for case in CASES]
             training = [sum(n * step(work, count, machine.ranks, speeds[case]).step for n, work in works[case]) for case in CASES]
-            jobs = _jobs(machine, max(start), max(training))
-            hours = Range.of([(max(1, jobs) * s + t) / 3600 for s, t in zip(start, training, strict=True)])
+            each = list(zip(start, training, strict=True))
+            hours = Range.of([(max(1, _jobs(machine, s, t)) * s + t) / 3600 for s, t in each])
             row = replace(
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
                 hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),
-                jobs=jobs,
+                jobs=_jobs(machine, max(start), max(training)),
                 allreduce=best(gradient_bytes(recipe) / recipe.exchange_pieces, count, speeds["likely"].network)[1],
             )  # fmt: skip
         rows.append(row)
@@ -155,7 +155,7 @@ def usual_nodes(recipe: Recipe, machine: Machine) -> list[int]:
     fit = counts(recipe, machine)
     powers = [1 << i for i in range(machine.nodes.bit_length())]
     between = [max(within) for power in powers if (within := [n for n in fit if power < n < 2 * power])]
-    ends = next((power for power in powers if power > max(fit, default=0)), powers[-1])
+    ends = next((power for power in powers if power > max(fit, default=0)), machine.nodes)
     return sorted(n for n in {*powers, *between} if n <= ends and (n in fit or n == ends or not fit or n < min(fit)))
 
 

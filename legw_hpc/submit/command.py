@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.unpack and not Path(options.unpack).is_file():
         raise InputError(f"--unpack {options.unpack}: no such file; jobs/pack.sh makes it")
+    if not job.array:  # of an array's cells those that are held have been left out
+        send.check_free(load(options.recipe, options.overrides))
     for name, *overrides in job.tasks:
         recipe = load(name, overrides)
         send.check_folder(recipe)

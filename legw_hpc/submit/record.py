@@ -126,12 +126,19 @@ def states(submitted: Sequence[Submitted]) -> dict[str, str]:
 
 
 def _accounted(names: Sequence[str]) -> dict[str, str]:
-    """Those that SLURM's accounting tells of, in one question: it has a line a task."""
-    told = _ask(
-        "sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State", "--jobs", ",".join(names)
-    )
+    """Those that SLURM's accounting tells of, in one question: a line a job, or one for the tasks of an array that wait."""
+    told = _ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs", ",".join(names))
     lines = [line.partition("|") for line in told.splitlines()]
-    return {name: state.split()[0] for name, _, state in lines if name in names and state.split()}
+    return {name: state.split()[0] for ids, _, state in lines for name in _each(ids) if name in names and state.split()}
+
+
+def _each(ids: str) -> list[str]:
+    """Of "20_[0-2,7%2]", which sacct before SLURM 23.02 knows no other form of, each task; of another id, itself."""
+    array, bracket, tasks = ids.partition("_[")
+    spans = [span.partition("-") for span in tasks.rstrip("]").partition("%")[0].split(",")]
+    if not bracket or not all(begin.isdigit() and (end or begin).isdigit() for begin, _, end in spans):
+        return [ids]
+    return [f"{array}_{number}" for begin, _, end in spans for number in range(int(begin), int(end or begin) + 1)]
 
 
 def _slurm_state(name: str) -> str:

@@ -61,14 +61,12 @@ def send(job: Job) -> list[str]:
     ids: list[str] = []
     for _ in range(job.chain if job.machine.chain == "ahead" else 1):
         words = command(job, ids[-1] if ids else "")
+        before = f"; of the chain {', '.join(ids)} {'is' if len(ids) == 1 else 'are'} queued" if ids else ""
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise InputError(f"{words[0]}: {error}") from None
+            raise InputError(f"{words[0]}: {error}{before}") from None
         if done.returncode:
-            before = (
-                f"; of the chain {', '.join(ids)} {'is' if len(ids) == 1 else 'are'} queued, and can do the run" if ids else ""
-            )
             raise InputError(f"{' '.join(words)}: {done.stderr.strip() or f'exit code {done.returncode}'}{before}")
         ids.append(done.stdout.strip().split("\n")[-1].split(";")[0])
         facts = {"script": str(job.file), "machine": job.machine.name, "nodes": job.nodes, "chain": job.chain}
@@ -77,7 +75,7 @@ def send(job: Job) -> list[str]:
 
 
 def check_folder(recipe: Recipe) -> None:
-    """Refuse a run that is finished, or has a job, or a folder of another run, before it has waited in a queue.
+    """Refuse a run that is finished, or a folder of another run, before it has waited in a queue.
 
     Raises:
         InputError: names what differs.
@@ -87,10 +85,19 @@ def check_folder(recipe: Recipe) -> None:
     # A run that ended at max_steps goes on with more of them.
     if end and runlog.settles(end, derive(recipe).last):
         raise InputError(f"{folder}: this run has ended ({end['status']}); see legw-hpc status {folder}")
-    if who := record.holders([folder]).get(folder):  # the job would hold its nodes only to be refused the folder
-        raise InputError(f"{folder}: this run is being trained, or queued: {who}; see legw-hpc status {folder}")
     if folder.is_dir():
         belongs(folder, json.loads(json.dumps(recipe.identity())), unknown=["data"])  # whose digest the ranks make
+
+
+def check_free(recipe: Recipe) -> None:
+    """Refuse a run that somebody trains or is about to: the job would hold its nodes only to be refused the folder.
+
+    Raises:
+        InputError: names who.
+    """
+    folder = recipe.out_folder()
+    if who := record.holders([folder]).get(folder):
+        raise InputError(f"{folder}: this run is being trained, or queued: {who}; see legw-hpc status {folder}")
 
 
 def check_start(recipe: Recipe) -> None:
