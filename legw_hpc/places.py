@@ -20,11 +20,18 @@ class Spread:
         values: of the runs that are done and have been evaluated.
         diverged: how many were not.
         unscored: how many are done and were never evaluated.
+        unlearnt: how many are done, and are no better than a guess: a mean of both would be of no run.
     """
 
     values: tuple[float, ...]
     diverged: int = 0
     unscored: int = 0
+    unlearnt: int = 0
+
+    @property
+    def runs(self) -> int:
+        """All of them."""
+        return len(self.values) + self.diverged + self.unscored + self.unlearnt
 
     @property
     def mean(self) -> float:
@@ -38,9 +45,9 @@ class Spread:
 
     @property
     def lost(self) -> str:
-        """How many diverged, such as "1 of 3 diverged"; "" if none did."""
-        runs = len(self.values) + self.unscored + self.diverged
-        return ("diverged" if runs == 1 else f"{self.diverged} of {runs} diverged") if self.diverged else ""
+        """How many diverged or learnt nothing, such as "1 of 3 diverged"; "" if none did."""
+        counts = {"diverged": self.diverged, "not learnt": self.unlearnt}
+        return ", ".join(how if self.runs == 1 else f"{n} of {self.runs} {how}" for how, n in counts.items() if n)
 
     def __str__(self) -> str:
         """Such as "98.32 ± 0.12 (3)", the last being n; "1 of 3 diverged" is said."""

@@ -12,7 +12,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.grid import Cell
 from legw_hpc.paper import command, distance, pages, studies
 from legw_hpc.paper.studies import FIGURES, Study
-from legw_hpc.places import Place
+from legw_hpc.places import Place, Spread
 from legw_hpc.records import Records
 from tests.conftest import Cli
 
@@ -128,6 +128,19 @@ def test_a_page_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     assert text.count("`legw-hpc train mnist-lstm batch=8`") == 4  # as it was typed, but for the folder
     assert (tmp_path / "figure1-mnist.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "figure1-ptb.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "told"),
+    [
+        ((98.1, 11.35, 98.5), "accuracy", "98.30 ± 0.28 (2), 1 of 3 not learnt"),
+        ((10.1, 11.3), "accuracy", "10.70 ± 0.85 (2)"),
+        ((98.1, 98.5), "accuracy", "98.30 ± 0.28 (2)"),
+        ((98.0, 11.0), "perplexity", "54.50 ± 61.52 (2)"),
+    ],
+)
+def test_seeds_that_have_not_learnt_are_told_apart(values: tuple[float, ...], metric: str, told: str) -> None:
+    assert str(pages._learnt(Spread(values), metric)) == told
 
 
 def test_a_page_of_curvature_has_peaks_and_the_slope(tmp_path: Path) -> None:

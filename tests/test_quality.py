@@ -49,7 +49,13 @@ def test_a_drawing_with_every_kind_of_place(tmp_path: Path, monkeypatch: pytest.
     drawn: list[Figure] = []
     monkeypatch.setattr(quality.plt, "close", drawn.append)
     points = [(128.0, Spread((98.9, 98.8))), (256.0, Spread((98.7,), 2)), (512.0, Spread((10.0,))), (1024.0, Spread((), 2))]
+    points.append((2048.0, Spread((98.5, 98.6), unlearnt=1)))
     quality.draw([quality.Line("legw", points)], "batch", "accuracy", tmp_path / "x.png", "t", ("paper", 98.8))
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
-    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["2 of 3 diverged", "10", "2 of 2 diverged"]
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == [
+        "2 of 3 diverged",
+        "10",
+        "2 of 2 diverged",
+        "1 of 3 not learnt",
+    ]
     plt.close(drawn[0])

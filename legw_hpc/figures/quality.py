@@ -122,7 +122,7 @@ def _line(
 
 def _told(line: Line) -> str:
     """With how many seeds a place of it has."""
-    seeds = sorted({len(spread.values) + spread.diverged for _, spread in line.points} - {0})
+    seeds = sorted({spread.runs - spread.unscored for _, spread in line.points} - {0})
     if not seeds:
         return f"{line.label}: {'not evaluated' if any(spread.unscored for _, spread in line.points) else 'not run'}"
     many = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from legw_hpc.data.files import written_whole
@@ -13,7 +14,7 @@ from legw_hpc.grid import cells
 from legw_hpc.paper import distance
 from legw_hpc.paper.studies import FIGURES, QUICK, RECIPES, TABLE_1, Study
 from legw_hpc.paper.tables import markdown
-from legw_hpc.places import Place, first_metric, places
+from legw_hpc.places import Place, Spread, first_metric, places
 from legw_hpc.recipe import load
 from legw_hpc.records import Record, Records
 
@@ -102,7 +103,10 @@ def index(records: Records, to: Path, quick: bool = False) -> str:
 
 def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
     metric = first_metric(place for line in found.values() for place in line)
-    points = {label: {_along(place, study.along): place.spread(metric) for place in line} for label, line in found.items()}
+    points = {
+        label: {_along(place, study.along): _learnt(place.spread(metric), metric) for place in line}
+        for label, line in found.items()
+    }
     lines = [quality.Line(label, list(line.items())) for label, line in points.items()]
     quality.draw(lines, study.along, metric, path, title, study.paper)
     text = markdown([study.along, *points], [
@@ -120,6 +124,12 @@ def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
         text[-1] += ":"
         text += ["", *markdown(distance.HEAD, rows)]
     return text
+
+
+def _learnt(spread: Spread, metric: str) -> Spread:
+    """Where some seeds have learnt and others have not, of those that have."""
+    learnt = tuple(value for value in spread.values if metric != "accuracy" or value >= GUESS)
+    return replace(spread, values=learnt, unlearnt=len(spread.values) - len(learnt)) if learnt else spread
 
 
 def _along(place: Place, along: str) -> float:

@@ -68,7 +68,7 @@ class Figure:
 
 
 MNIST_BATCHES = "batch=128,256,512,1024,2048,4096,8192"
-# A third of the time on a processor with bf16 arithmetic, and within 0.11 points, two seeds (results/baseline-mnist-lstm.md).
+# Half of the time on a processor with bf16 arithmetic, and within 0.1 points, three seeds (results/baseline-mnist-lstm.md).
 BF16 = "precision=bf16"
 MNIST = f"{BF16} {MNIST_BATCHES}"
 PTB = "batch=20,40,80,160,320,640"
