@@ -151,7 +151,7 @@ LOSSES: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], object]]
     ),
     "folder moved away": (
         lambda run: run.rename(run.with_name("elsewhere")),
-        "r: ",
+        "legw-hpc: r",  # of the folder, or of the checkpoint that it was writing
         lambda run: run.with_name("elsewhere").rename(run),
     ),
 }
