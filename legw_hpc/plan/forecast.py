@@ -151,7 +151,10 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
 
 
 def usual_nodes(recipe: Recipe, machine: Machine) -> list[int]:
-    """The powers of two, and between two of them the most nodes that can share the batch, up to the first that is above all."""
+    """Those that can share the batch: powers of two, and the largest number between two of them.
+
+    Besides, what `forecast` shows as refused: the powers below the least of those, and the first power above the largest.
+    """
     fit = counts(recipe, machine)
     powers = [1 << i for i in range(machine.nodes.bit_length())]
     between = [max(within) for power in powers if (within := [n for n in fit if power < n < 2 * power])]
