@@ -25,7 +25,7 @@ setup(
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
-        # Horovod's published release needs the patch that .setup/wheels.py applies; see README.
+        # Horovod's published release needs the patch that .setup/wheels.py applies: `make` does.
         "mpi": ["mpi4py>=4"],
         "horovod": ["horovod>=0.28.1", "mpi4py>=4"],
         "test": [

@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         "  mpirun -np 2 legw-hpc train mnist-lstm batch=8192\n"
         "  srun --mpi=pmix --wait=20 legw-hpc train mnist-lstm batch=8192 out=runs/first\n"
         "  legw-hpc train mnist-lstm-sample epochs=2              one rank\n"
+        "Keys used most: batch, epochs, scheme, baseline.lr, baseline.warmup_epochs, lr, warmup_epochs, precision, micro_batch,\n"
+        "threads, seed, eval_every, checkpoint.every_minutes, out, max_steps; all of them, with defaults: docs/recipe.md.\n"
         "The same command again goes on from the last checkpoint.",
     )  # fmt: skip
     _recipe_arguments(train)
@@ -109,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     curvature = command(
         "curvature", "train with L(x, g) measured: where its peak lies, and what warmup covers it (paper, section 4)",
         "  legw-hpc curvature mnist-lstm batch=1024 epochs=5 --ranks 2\n"
-        "  legw-hpc curvature mnist-lstm batch=128 --every 2             costs half of that, and is smoothed over half as many\n"
+        "  legw-hpc curvature mnist-lstm batch=128 --every 2             half the cost, over half as many steps\n"
         "  mpirun -np 2 legw-hpc curvature ptb-lstm batch=640 epochs=2\n"
         "  legw-hpc curvature mnist-lstm batch=1024 epochs=5 --draw      of what has been measured\n"
         "The run is the same to the bit as without. Its log has a line a measurement; RUN/curvature.png is drawn.",

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from legw_hpc import installed, runlog
+from legw_hpc.allowed import PRECISIONS
+from legw_hpc.apps import APPLICATIONS
 from legw_hpc.cli import parse
+from legw_hpc.optim.solvers import SOLVERS
+from legw_hpc.recipe import DEFAULTS, Recipe
+from legw_hpc.schedule import DECAYS
 from tests.conftest import Cli
 from tests.parallel.ranks import launch, needs_mpi
 
@@ -157,3 +165,36 @@ def test_programs_are_there(page: str, program: str, monkeypatch: pytest.MonkeyP
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     assert not end.value.code
     assert "usage: " in capsys.readouterr().out
+
+
+RECIPE_PAGE = TEXTS["recipe.md"]
+
+
+def every_key(kind: type = Recipe, prefix: str = "") -> set[str]:
+    """Of a recipe, flat and dotted, without the open tables."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(kind).items():
+        found |= every_key(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name}
+    return found - {"options", "solvers", "decays"}
+
+
+def test_every_key_of_a_recipe_is_on_its_page_with_its_default() -> None:
+    told = dict(re.findall(r"^\| `([\w.]+\w)` \| ([^|]*?) ?\|", RECIPE_PAGE, re.M))
+    assert set(told) == every_key()
+    in_words = {"batch": "the baseline's", "lr": "derived", "warmup_epochs": "derived", "growth.epochs": "none", "start": "none"}
+    in_words |= dict.fromkeys(set(told) - set(DEFAULTS), "") | {"name": "the file's"}
+    literal = {key: f"`{str(value).lower() if isinstance(value, bool) else value}`" for key, value in DEFAULTS.items()}
+    assert told == literal | in_words
+
+
+NAMES = {
+    "options.": {option for make in APPLICATIONS.values() for option in inspect.signature(make).parameters} - {"window"},
+    "application": set(APPLICATIONS), "solver": set(SOLVERS), "decay": set(DECAYS), "precision": set(PRECISIONS),
+    **{f"decays.{name}.": {f.name for f in fields(decay)} for name, decay in DECAYS.items() if fields(decay)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_every_name_that_a_key_takes_is_on_its_page(key: str) -> None:
+    row = next(line for line in RECIPE_PAGE.splitlines() if line.startswith(f"| `{key}`"))
+    assert NAMES[key] <= set(re.findall(r"`([\w-]+)`", row))

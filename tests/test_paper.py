@@ -121,7 +121,7 @@ def test_a_page_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     assert "| 128 | 91.00 ± 1.00 (3) | missing |" in text
     assert "| 256 | 93.00 | missing |" in text
     assert "paper, batch 128: 98.8" in text
-    assert "2 of 14 have been run" in text
+    assert "2 of 14 places have been run" in text
     assert "## ptb\n\nNot run: 0 of 12; `legw-hpc figures figure1 ptb --commands` prints" in text
     assert text.count("[log](logs/") == 4
     assert "| LEGW | 256 | 0.1414 | 0.4 | 1 | 93.00 | 1.5 | 2 | `abc` | 2001-09-09 01:46 UTC |" in text
@@ -227,7 +227,7 @@ def test_a_figure_from_nothing_to_its_page(cli: Cli, shards: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "figure1: sample 2 of 2" in done.stdout
     page = (tmp_path / "runs/quick/figure1.md").read_text()
-    assert "2 of 2 have been run" in page
+    assert "2 of 2 places have been run" in page
     logs = sorted((tmp_path / "runs/quick/logs").iterdir())
     assert len(logs) == 2
     (tmp_path / "alone/logs").mkdir(parents=True)

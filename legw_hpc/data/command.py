@@ -10,6 +10,11 @@ from typing import Any
 from legw_hpc.errors import InputError
 from legw_hpc.launcher import alone
 
+IMAGENET = (
+    "folder with, for train, train/CLASS/, train/CLASS.tar or ILSVRC2012_img_train.tar, "
+    "and for val, val/CLASS/, val/* or ILSVRC2012_img_val.tar"
+)
+
 
 def arguments(data: argparse.ArgumentParser) -> None:
     """The options of every source."""
@@ -33,12 +38,12 @@ def arguments(data: argparse.ArgumentParser) -> None:
     text = source("text", "any text in the layout of PTB: NAME.train.txt, NAME.valid.txt and NAME.test.txt")
     text.add_argument("--source", type=Path, required=True, help="folder with the three files")
     text.add_argument("--name", default="ptb", help="what the files' names begin with (default: ptb)")
-    for name, summary in (
-        ("imagenet", "ImageNet from class folders or its tar files, as JPEGs"),
-        ("images", "any train/CLASS/ and val/CLASS/ folders, as JPEGs"),
+    for name, layout, summary in (
+        ("imagenet", IMAGENET, "ImageNet from class folders or its tar files, as JPEGs"),
+        ("images", "folder with train/CLASS/ and val/CLASS/", "any train/CLASS/ and val/CLASS/ folders, as JPEGs"),
     ):
         images = source(name, summary)
-        images.add_argument("--source", type=Path, required=True, help="folder with train and val")
+        images.add_argument("--source", type=Path, required=True, help=layout)
         images.add_argument(
             "--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
         )
@@ -46,7 +51,9 @@ def arguments(data: argparse.ArgumentParser) -> None:
         images.add_argument("--skip-broken", action="store_true", help="leave out images that do not decode, and name them")
         if name == "imagenet":
             images.add_argument(
-                "--val-labels", type=Path, help="lines of FILE CLASS, for validation images without class folders"
+                "--val-labels",
+                type=Path,
+                help="the file of val's classes where val has no class folders: lines of FILE CLASS, or LOC_val_solution.csv",
             )
     cifar10 = source("cifar10", "CIFAR-10 from the binary archive or from class folders (or a tar of them), decoded")
     cifar10.add_argument("--source", type=Path, required=True, help="folder or archive")

@@ -63,7 +63,8 @@ def page(name: str, records: Records, to: Path, quick: bool = False) -> str:
         show = _curvature if FIGURES[name].kind == "curvature" else _quality
         with written_whole(drawing) as path:
             text += show(f"{FIGURES[name].title.partition(':')[0]}, {application}", study, lines, path)
-        text += ["", f"![{name}, {application}]({drawing.name})", "", f"{done} of {of} have been run:", "", *_runs(lines, to)]
+        text += ["", f"![{name}, {application}]({drawing.name})", ""]
+        text += [f"{done} of {of} places have been run, each with one or more seeds:", "", *_runs(lines, to)]
     return "\n".join(text) + "\n"
 
 
@@ -115,7 +116,7 @@ def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
     ])  # fmt: skip
     told = f"; {study.paper[0]}: {study.paper[1]:g}" if study.paper else ""
     missed = any(spread.values and spread.mean < GUESS for line in points.values() for spread in line.values())
-    guess = " What is near 10 is a guess's: those runs have not learnt." if metric == "accuracy" and missed else ""
+    guess = " Near 10, which is chance, a run has not learnt." if metric == "accuracy" and missed else ""
     text = [f"{metric.capitalize()}, mean ± sample standard deviation (n seeds){told}.{guess}", "", *text]
     if study.distance and (rows := distance.rows(found["LEGW"], metric)):
         text += ["", "LEGW beside its baseline, seen when the rates of its steps had added up to as much"]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from legw_hpc.submit.machine import Machine
 
 EXAMPLES = (
-    "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --dry-run\n"
-    "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 512 --time 04:00:00 --chain 5 --stage\n"
+    "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 64 --time 04:00:00 --dry-run\n"
+    "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 64 --time 04:00:00 --chain 3 --stage\n"
     "  legw-hpc submit mnist-lstm batch=1024,2048,4096 --array --to runs/grid --machine knl --nodes 4\n"
     "  legw-hpc submit mnist-lstm batch=4096 --machine my-site.toml --nodes 8 --scheduler pbs --set pbs.launcher=hydra\n"
     "The machines are in jobs/machines/; the script stays in RUN/jobs, with the output of the job."

@@ -65,10 +65,10 @@ def main() -> None:
         options.to.write_text(f"""# Faults, and what came of them
 
 Each fault comes at a random step of a training, or in the part of it that the table names; then the same command goes on.
-After {FAULTS_A_LIFE} the run must have ended with the weights, the optimizer's state, the carried state and the metrics of an
-undisturbed run, to the bit. Of a killed or stopped rank the output must name its number and host (but not as it starts: MPI
+A run takes {FAULTS_A_LIFE} faults; at its end weights, optimizer, carried state and metrics must be those of an undisturbed
+run, to the bit. Of a killed or stopped rank the output must name its number and host (but not as it starts: MPI
 does not know it yet). The applications are {applications}, small, on {counts} ranks,
-with a checkpoint every {CHECKPOINT_STEPS} steps; a rank that stops is told after {STALL_SECONDS:g} s.
+with a checkpoint every {CHECKPOINT_STEPS} steps; a rank that stops is reported after {STALL_SECONDS:g} s.
 
 {table(tallies, left_out)}
 `make faults` (`{command}`), {when}, commit {commit}, {where}, {minutes:.0f} minutes, {line.partition("]")[0][1:]} runs.
