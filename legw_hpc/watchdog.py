@@ -5,10 +5,10 @@ swaps, SIGSTOP) is not: the others wait in a collective until the allocation is 
 check does not see a stopped process, as its coordinator waits for it too.
 
 So each rank has a thread that looks now and then where the main thread is.  A rank that has been in
-one collective for too long leaves a mark, RUN/stalled/WATCH/RANK.json; the others that are alive see it and
-leave theirs.  Whoever has none, or is not in a collective, is who the others wait for.  The lowest
-waiting rank says so and ends the job.  Until then nothing is written and nothing exchanged; a rank that goes on after
-all takes its mark away.
+one collective for too long leaves a mark, RUN/stalled/WATCH/RANK.waits; the others that are alive see it and
+leave theirs: RANK.waits, or RANK.works where micro-batches still come, or RANK.stays.  While one works, the others wait
+for it as long as it takes.  Else whoever has no mark, or stays, is who they wait for: the lowest waiting rank says so
+and ends the job.  Until then nothing is written and nothing exchanged; a rank that goes on after all takes its mark away.
 
 Where no rank is left to wait for another (the file system of all of them hangs, or that of the marks), `not_for_ever` ends
 each rank that has not gone on for much longer.  It touches no file.
@@ -17,17 +17,16 @@ each rank that has not gone on for much longer.  It touches no file.
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import secrets
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from legw_hpc.comm import Comm
 from legw_hpc.data.files import make_folder, written_whole
@@ -35,7 +34,8 @@ from legw_hpc.errors import EXIT_STALLED
 from legw_hpc.runlog import STALLED
 
 PACKAGE = Path(__file__).parent
-WHOLE = "The last checkpoint is whole: the same command goes on from it"
+GOES_ON = "The same command goes on from the last checkpoint, if there is one"
+STATES = ("waits", "works", "stays")
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def not_for_ever(comm: Comm, seconds: float) -> Iterator[None]:
                 print(
                     f"legw-hpc: stalled: rank {comm.rank} on {comm.node} "
                     f"{'has waited for another rank' if waits else 'has not gone on'} for {seconds:g} s: "
-                    f"it is at {_where(next(_frames(main), None))}. {WHOLE}",
+                    f"it is at {_where(next(_frames(main), None))}. {GOES_ON}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -88,7 +88,8 @@ def watching(run: Path, comm: Comm, seconds: float) -> Iterator[None]:
         run: the run folder; it need not be there yet.  Where the ranks do not share it, all but those of one node count as
             stopped.
         comm: its `abort` ends the job, with EXIT_STALLED.
-        seconds: in one collective, from which on a rank counts as waiting in vain; 0 is never.
+        seconds: in one collective, from which on a rank counts as waiting in vain, and without a micro-batch, from which on it
+            does not work; 0 is never.
     """
     nodes = comm.gather(comm.node)
     # Of this watch alone: another job may train into this folder, which is known when it is owned (owner.py).
@@ -128,59 +129,65 @@ class _Watch:
 
     def loop(self) -> None:
         waits_in: FrameType | None = None  # kept, so that another call cannot take its place in memory
-        since, marked = 0.0, 0.0
-        marked_in: FrameType | None = None
+        since, beats, beat = 0.0, self.comm.beats, -math.inf
+        state, marked, marked_in = "", 0.0, waits_in
         while not self.over.wait(self.every):
-            here = _collective(self.main)
+            here, now = _collective(self.main), time.monotonic()
             if here is None or here is not waits_in:
-                waits_in, since = here, time.monotonic()
-            waited = here is not None and time.monotonic() - since >= self.seconds
-            stalled = waited or self._others_wait()
-            if marked and (here is not marked_in or not stalled):  # it went on: a mark that stays would mislead the next time
-                marked, marked_in = 0.0, None
-                self._unmark()
-            elif not marked and stalled:
-                marked, marked_in = time.monotonic(), here
-                self._mark(here is not None)
+                waits_in, since = here, now
+            if self.comm.beats != beats:
+                beats, beat = self.comm.beats, now
+            waited = here is not None and now - since >= self.seconds
+            is_so = ""
+            if waited or self._others_wait():
+                is_so = "waits" if here is not None else "works" if now - beat < self.seconds else "stays"
+            if is_so != state or here is not marked_in:  # it went on: a mark that stays would mislead the next time
+                self._unmark(state)
+                self._mark(is_so)
+                state, marked, marked_in = is_so, now, here
             # Every rank that runs has had time to leave its mark.
-            elif marked and waited and time.monotonic() - marked >= 2 * self.every + 1 and self._judge():
+            elif waited and now - marked >= 2 * self.every + 1 and self._judge():
                 self.comm.abort(EXIT_STALLED)
-        if marked:
-            self._unmark()
+        self._unmark(state)
 
-    def _mark(self, waits: bool) -> None:
-        where = _where(next(_frames(self.main), None))
+    def _mark(self, state: str) -> None:
+        if not state:
+            return
         with contextlib.suppress(Exception):  # what cannot be written is taken for stopped, and told as such
             make_folder(self.folder.parent, parents=self.fresh)  # else a run folder that is gone was removed, and stays so
             make_folder(self.folder)
-            with written_whole(self.folder / f"{self.comm.rank}.json") as path:
-                path.write_text(json.dumps({"waits": waits, "where": where}))
+            with written_whole(self.folder / f"{self.comm.rank}.{state}") as path:
+                path.write_text(_where(next(_frames(self.main), None)))
 
-    def _unmark(self) -> None:
-        with contextlib.suppress(OSError):
-            (self.folder / f"{self.comm.rank}.json").unlink(missing_ok=True)
+    def _unmark(self, state: str) -> None:
+        if state:
+            with contextlib.suppress(OSError):
+                (self.folder / f"{self.comm.rank}.{state}").unlink(missing_ok=True)
 
-    def _marks(self) -> dict[int, dict[str, Any]]:
-        marks: dict[int, dict[str, Any]] = {}
+    def _marks(self) -> dict[int, str]:
+        """Of each rank that has left one, its state: one look at the folder, however many ranks."""
         with contextlib.suppress(OSError):  # no folder yet, or none that can be listed now
-            for name in os.listdir(self.folder):
-                rank, _, suffix = name.partition(".")
-                if suffix == "json":
-                    with contextlib.suppress(OSError, ValueError):
-                        marks[int(rank)] = json.loads((self.folder / name).read_text())
-        return marks
+            named = [name.partition(".") for name in os.listdir(self.folder)]
+            return {int(rank): state for rank, _, state in named if state in STATES}
+        return {}
 
     def _others_wait(self) -> bool:
-        return any(mark["waits"] for rank, mark in self._marks().items() if rank != self.comm.rank)
+        return any(state == "waits" for rank, state in self._marks().items() if rank != self.comm.rank)
 
     def _judge(self) -> bool:
         """Is it for this rank to end the job; if so, it has told why."""
         marks = self._marks()
-        waiting = [rank for rank, mark in marks.items() if mark["waits"]]
-        if min(waiting, default=self.comm.rank) < self.comm.rank:
+        waiting = [rank for rank, state in marks.items() if state == "waits"]
+        if min(waiting, default=self.comm.rank) < self.comm.rank or "works" in marks.values():
             return False
-        print(f"legw-hpc: {report(marks, self.nodes, self.seconds)}", file=sys.stderr, flush=True)
+        at = {rank: self._told(rank) for rank, state in marks.items() if state == "stays"}
+        print(f"legw-hpc: {report(marks, at, self.nodes, self.seconds)}", file=sys.stderr, flush=True)
         return True
+
+    def _told(self, rank: int) -> str:
+        with contextlib.suppress(OSError):
+            return (self.folder / f"{rank}.stays").read_text()
+        return "?"
 
 
 def _frames(thread: int) -> Iterator[FrameType]:
@@ -211,16 +218,17 @@ def _where(frame: FrameType | None) -> str:
     return "?" if frame is None else f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}"
 
 
-def report(marks: dict[int, dict[str, Any]], nodes: list[str], seconds: float) -> str:
+def report(marks: Mapping[int, str], at: Mapping[int, str], nodes: list[str], seconds: float) -> str:
     """Who is waited for, in one line.
 
     Args:
-        marks: rank -> {"waits": is it in a collective, "where": file and line}.
+        marks: rank -> its state, one of STATES.
+        at: rank -> file and line, of those that stay.
         nodes: of each rank.
         seconds: how long the others have waited.
     """
     stopped = [f"rank {rank} on {node} does not answer" for rank, node in enumerate(nodes) if rank not in marks]
-    busy = [f"rank {rank} on {nodes[rank]} is at {mark['where']}" for rank, mark in sorted(marks.items()) if not mark["waits"]]
+    busy = [f"rank {rank} on {nodes[rank]} is at {where}" for rank, where in sorted(at.items())]
     who = stopped + busy or ["no rank is missing, so the exchange itself hangs"]
     told = "; ".join(who[:8]) + (f"; and {len(who) - 8} more" if len(who) > 8 else "")
-    return f"stalled for {seconds:g} s: {told}. {WHOLE}"
+    return f"stalled for {seconds:g} s: {told}. {GOES_ON}"

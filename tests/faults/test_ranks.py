@@ -160,18 +160,24 @@ def test_one_rank_alone_ends_if_it_does_not_go_on(how: str) -> None:
     assert said in done.stderr
 
 
-@pytest.mark.parametrize("others", [[], ["7.json"]], ids=["alone", "beside another job"])
+@pytest.mark.parametrize("others", [[], ["7.waits"]], ids=["alone", "beside another job"])
 def test_a_rank_that_comes_late_leaves_no_mark(tmp_path: Path, others: list[str]) -> None:
     """A mark that stays would name the wrong rank at the next stall, or keep all from ending."""
     for name in others:
         folder = tmp_path / STALLED / "another-job"
         folder.mkdir(parents=True)
-        (folder / name).write_text('{"waits": true, "where": "?"}')
-    answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=6.0, late=8.0)
-    assert answers[1][0] == ["0.json", "1.json", *others]
+        (folder / name).write_text("?")
+    answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=6.0, late=8.0, works=False)
+    assert answers[1][0] == ["0.waits", "1.stays", *others]
     assert [after for _, after in answers] == [others, others]
     clear(tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_rank_that_works_is_waited_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    """Its step takes five times the limit, a micro-batch much less."""
+    answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=2.0, late=10.0, works=True)
+    assert [*answers[1]] == [["0.waits", "1.works"], []]
 
 
 def test_a_rank_that_does_not_end_after_the_run_is_not_waited_for(arguments: list[str], tmp_path: Path) -> None:
@@ -237,18 +243,18 @@ HANGS = BUG.replace("import legw_hpc.data.order as order", "import time, legw_hp
 
 # marks, nodes -> what is said
 STALLS = {
-    "stopped": ({0: True}, "rank 1 on b does not answer"),
-    "busy": ({0: True, 1: False}, "rank 1 on b is at data/loader.py:9"),
-    "nobody": ({0: True, 1: True}, "no rank is missing"),
+    "stopped": ({0: "waits"}, "rank 1 on b does not answer"),
+    "busy": ({0: "waits", 1: "stays"}, "rank 1 on b is at data/loader.py:9"),
+    "nobody": ({0: "waits", 1: "waits"}, "no rank is missing"),
 }
 
 
 @pytest.mark.parametrize("name", STALLS)
 def test_who_is_waited_for(name: str) -> None:
-    waits, expected = STALLS[name]
-    marks = {rank: {"waits": waiting, "where": "data/loader.py:9"} for rank, waiting in waits.items()}
-    assert expected in report(marks, ["a", "b"], 300)
+    marks, expected = STALLS[name]
+    at = {rank: "data/loader.py:9" for rank, state in marks.items() if state == "stays"}
+    assert expected in report(marks, at, ["a", "b"], 300)
 
 
 def test_many_stopped_ranks_stay_one_line() -> None:
-    assert "and 12 more" in report({0: {"waits": True, "where": ""}}, ["n"] * 21, 300)
+    assert "and 12 more" in report({0: "waits"}, {}, ["n"] * 21, 300)

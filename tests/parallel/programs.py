@@ -249,8 +249,8 @@ def meets_in_a_layer(arguments: list[str]) -> str:
     return "trained"
 
 
-def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str]]:
-    """Marks of the watchdog while rank 1 comes late to an exchange, and after it has come."""
+def goes_on_after_all(folder: str, seconds: float, late: float, works: bool) -> list[list[str]]:
+    """Marks of the watchdog while rank 1 comes late to an exchange, micro-batches behind or not, and after it has come."""
     from pathlib import Path
 
     from legw_hpc.runlog import STALLED
@@ -260,7 +260,7 @@ def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str
 
     def seen() -> list[str]:
         try:
-            return sorted(path.name for path in marks.glob("*/*.json"))
+            return sorted(path.name for path in marks.glob("*/*.*"))
         except FileNotFoundError:  # the last of them has just gone, and its folder with it
             return []
 
@@ -268,7 +268,9 @@ def goes_on_after_all(folder: str, seconds: float, late: float) -> list[list[str
         with watching(Path(folder), comm, seconds):
             during: list[str] = []
             if comm.rank == 1:
-                time.sleep(late)
+                for _ in range(round(late / 0.1)):
+                    time.sleep(0.1)
+                    comm.beats += works
                 during = seen()
             comm.barrier()
             time.sleep(seconds / 2)  # four looks of the watchdog
