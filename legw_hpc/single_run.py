@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -52,14 +51,16 @@ def run(recipe: Recipe) -> dict[str, Any]:
         Interrupted: a signal came; there is a checkpoint.
     """
     keep_from_others()
-    with _stop_signals() as stopped:
+    with _stop_signals() as stop:
         long = startup.TIMES * 60 * recipe.stall_minutes
-        comm = startup.within(long and long + startup.CONNECT_SECONDS, "met the other ranks", lambda: connect(recipe.comm))
+        # Horovod's own end, which names no rank, comes after all of ours.
+        meet = lambda: connect(recipe.comm, stall_seconds=2 * long)  # noqa: E731
+        comm = startup.within(long and long + startup.CONNECT_SECONDS, "met the other ranks", meet)
         with not_for_ever(comm, long):
-            return _run(recipe, comm, stopped)
+            return _run(recipe, comm, stop)
 
 
-def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]:
+def _run(recipe: Recipe, comm: Comm, stop: _Stop) -> dict[str, Any]:
     stalled = 60 * recipe.stall_minutes
     try:
         with watching(recipe.out_folder(), comm, PREPARING * stalled):
@@ -72,7 +73,7 @@ def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]
             if ended is not None and runlog.settles(ended, work.derived.last):
                 return _ended_before(folder, ended, comm)
             with watching(folder.path, comm, stalled), not_for_ever(comm, 3 * stalled):
-                return _train(work, folder, stopped)
+                return _train(work, folder, stop)
     except InputError as error:
         if comm.size > 1 and not error.agreed:  # in the middle of the run: the others wait for this rank
             print(f"legw-hpc: {error} (rank {comm.rank} on {comm.node})", file=sys.stderr, flush=True)
@@ -93,7 +94,7 @@ def _run(recipe: Recipe, comm: Comm, stopped: threading.Event) -> dict[str, Any]
         comm.close()
 
 
-def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str, Any]:
+def _train(work: Work, folder: RunFolder, stop: _Stop) -> dict[str, Any]:
     recipe, comm, derived = work.recipe, work.comm, work.derived
     timing, log = Timing(), folder.log
     carried: list[torch.Tensor] = []
@@ -113,7 +114,7 @@ def _train(work: Work, folder: RunFolder, stopped: threading.Event) -> dict[str,
         every.checkpointed()
 
     def asks() -> tuple[bool, bool]:
-        return stopped.is_set(), every.minutes_passed()
+        return stop.asked, every.minutes_passed()
 
     try:
         if recipe.evaluate and 0 < done < derived.last and every.evaluation_due(done) and not folder.evaluation(done):
@@ -259,15 +260,22 @@ def _step_line(at: Done, derived: Derived) -> dict[str, Any]:
     return {"step": at.step, "epoch": epoch, "lr": at.lr, "loss": at.loss, "gradient_norm": at.gradient_norm}
 
 
+@dataclasses.dataclass
+class _Stop:
+    """Whether a signal has asked for it; no `threading.Event`, in whose lock a handler would wait for the one it interrupts."""
+
+    asked: bool = False
+
+
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals() -> Iterator[_Stop]:
     """Collect SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 in a flag; a second SIGINT interrupts at once."""
-    flag = threading.Event()
+    flag = _Stop()
 
     def handler(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and flag.is_set():
+        if number == signal.SIGINT and flag.asked:
             raise KeyboardInterrupt
-        flag.set()  # nothing more: a handler that prints can meet itself
+        flag.asked = True  # nothing more: a handler that prints can meet itself
 
     try:
         before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}

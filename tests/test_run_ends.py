@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,31 @@ def test_a_program_that_caught_the_end_of_a_run_obeys_signals_again(tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", LIBRARY, tmp_path / "r"], capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert list((tmp_path / "r/checkpoints").glob("step-*.json"))
+
+
+COLLECTS = """
+import time
+from legw_hpc.single_run import _stop_signals
+with _stop_signals() as stop:
+    print("ready", flush=True)
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        sum(range(100))
+    print("asked" if stop.asked else "not asked")
+"""
+
+
+def test_signals_that_come_at_once_are_one() -> None:
+    """A launcher hands on what the batch system sent to the ranks as well."""
+    process = subprocess.Popen([sys.executable, "-c", COLLECTS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(500):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.001)
+        assert process.communicate(timeout=30)[0] == "asked\n"
+    finally:
+        process.kill()
+        process.wait()

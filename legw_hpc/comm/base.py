@@ -19,6 +19,7 @@ from legw_hpc.launcher import Launch, launched
 
 BACKENDS = ("auto", "serial", "horovod", "mpi")
 _PIECE = 1 << 28  # bytes
+STALL_SECONDS = 1800.0  # after which Horovod ends ranks that wait in vain, where nobody says otherwise (assumed)
 # Seconds that Open MPI's ranks wait before they abort (assumed: daemons tell of a death at once).  A rank whose peer was
 # killed may notice it before the launcher does, and its own abort would be all that is reported: no word of who died.
 ABORT_DELAY = "1"
@@ -136,7 +137,7 @@ class Serial(Comm):
         """Rank 0 has it already."""
 
 
-def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
+def connect(backend: str = "auto", launch: Launch | None = None, stall_seconds: float = STALL_SECONDS) -> Comm:
     """Join the other ranks.
 
     "auto" is Horovod where the launcher says that there are several ranks, and serial where there
@@ -146,6 +147,7 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
     Args:
         backend: "auto", "serial", "horovod" or "mpi" (mpi4py alone; CPU tensors).
         launch: what the launcher says; read from the environment by default.
+        stall_seconds: after which Horovod ends ranks that wait in vain; 0 is never.
 
     Raises:
         InputError: the backend is missing, or the counts of ranks differ.
@@ -158,12 +160,14 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
             raise InputError(f"comm=serial, but the launcher ({launch.launcher}) started {launch.ranks}")
         return Serial()
     os.environ.setdefault("OMPI_MCA_mpi_abort_delay", ABORT_DELAY)
-    kind: type[Any]
+    kind: Callable[[Launch], Comm]
     try:
         if backend == "mpi":
             from legw_hpc.comm.mpi import Mpi as kind
         else:
-            from legw_hpc.comm.horovod import Horovod as kind
+            from legw_hpc.comm.horovod import Horovod
+
+            kind = partial(Horovod, stall_seconds=stall_seconds)
     except (ImportError, RuntimeError, OSError) as error:  # mpi4py without an MPI library raises a RuntimeError
         wanted = "mpi4py" if backend == "mpi" else "Horovod"
         way_out = "" if backend == "mpi" else ", or choose comm=mpi to exchange by mpi4py alone"
@@ -171,8 +175,7 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Comm:
             f"the launcher ({launch.launcher}) started {launch.ranks}, but {wanted} cannot be imported "
             f"({error}): run `make setup`{way_out}"
         ) from None
-    connected: Comm = kind(launch)
-    return connected
+    return kind(launch)
 
 
 def check_counts(launch: Launch, **counts: int) -> None:

@@ -6,9 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-# A rank that dies or stalls must not burn the allocation: Horovod warns of a stall after 60 s and by
-# default never ends.  Read when it starts, so set before; a value of the user's wins.
-os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "1800")  # assumed: after our own watchdog, which names the rank
 # Requests that are ready at the same moment would be summed as one buffer, and how a ring adds up an element depends on its
 # place in that: the bits of a sum would depend on time.  A value of the user's is for many small requests; there are none here.
 os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
@@ -36,8 +33,10 @@ class Horovod(Comm):
 
     name = "horovod"
 
-    def __init__(self, launch: Launch):
+    def __init__(self, launch: Launch, stall_seconds: float):
         super().__init__()
+        # Horovod warns of a stall after 60 s and by default never ends.  Read by `init`; a value of the user's wins.
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", f"{stall_seconds:.0f}")
         hvd.init()
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
