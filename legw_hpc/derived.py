@@ -153,12 +153,10 @@ def derive(recipe: Recipe) -> Derived:
     if batches[-1] > samples:
         grown = f", grown {len(batches) - 1} times by {recipe.growth.factor}," if len(batches) > 1 else ""
         raise InputError(f"{where}: batch {batches[-1]}{grown} is larger than the training data, {samples} samples")
-    if recipe.scheme == "fixed" and recipe.batch != recipe.baseline.batch and None in (recipe.lr, recipe.warmup_epochs):
-        raise InputError(
-            f"{where}: its rates follow no rule: batch {recipe.batch} wants lr=... and warmup_epochs=..., or a scheme=..."
-        )
+    # With both given, a batch needs no rule.
+    scheme = "none+legw" if recipe.scheme == "fixed" and None not in (recipe.lr, recipe.warmup_epochs) else recipe.scheme
     try:
-        scaled = scale(recipe.baseline, recipe.batch, recipe.scheme, recipe.fixed_warmup_epochs)
+        scaled = scale(recipe.baseline, recipe.batch, scheme, recipe.fixed_warmup_epochs)
         explicit = tuple(key for key in ("lr", "warmup_epochs") if getattr(recipe, key) is not None)
         if recipe.lr is not None:
             scaled = dataclasses.replace(scaled, lr=recipe.lr)

@@ -12,6 +12,7 @@ import torch
 
 from legw_hpc.comm import Comm
 from legw_hpc.errors import InputError
+from legw_hpc.launcher import CORES
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -35,7 +36,8 @@ def choose_device(wanted: str, comm: Comm) -> torch.device:
     if not comm.gpu:
         raise InputError(f"device=cuda: comm {comm.name} cannot sum on GPUs as built here: make HOROVOD_GPU_OPERATIONS=NCCL")
     if seen != 1 and comm.local_rank >= seen:
-        raise InputError(f"device=cuda: local rank {comm.local_rank} of {comm.local_size} on {comm.node}, but {seen} GPUs there")
+        where = f"local rank {comm.local_rank} of {comm.local_size} on {comm.node}"
+        raise InputError(f"device={wanted}: {where}, but {seen} GPUs there: fewer ranks a node, or device=cpu")
     device = torch.device("cuda", 0 if seen == 1 else comm.local_rank)
     torch.cuda.set_device(device)
     return device
@@ -68,13 +70,12 @@ def set_threads(wanted: int, comm: Comm) -> int:
     Returns:
         The threads per rank, now set.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    everyone = comm.gather([comm.node, cores])
+    everyone = comm.gather([comm.node, CORES])
     # Pinned ranks have cores of their own; unpinned ones all see the same cores and share them.
-    sharers = sum(node == comm.node and bool(set(theirs) & set(cores)) for node, theirs in everyone)
+    sharers = sum(node == comm.node and bool(set(theirs) & set(CORES)) for node, theirs in everyone)
     if not wanted and os.environ.get("OMP_NUM_THREADS", "").isdigit():
         wanted = int(os.environ["OMP_NUM_THREADS"])
-    torch.set_num_threads(min(comm.gather(wanted or max(1, len(cores) // sharers))))
+    torch.set_num_threads(min(comm.gather(wanted or max(1, len(CORES) // sharers))))
     return torch.get_num_threads()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from legw_hpc import runlog
 from legw_hpc.errors import InputError
-from legw_hpc.launcher import launched, local_ranks, mpirun
+from legw_hpc.launcher import CORES, launched, local_ranks, mpirun
 
 # Assumed: a ResNet-50 checkpoint is 0.2 GB, and two of them and the log should fit many times over.
 FREE_BYTES = 2 << 30
@@ -73,26 +73,32 @@ def _python() -> str:
 def _mpi() -> str:
     command = mpirun()
     if command is None:
-        raise Fault("MPI: no mpirun or mpiexec", "load your cluster's MPI module, or run `make setup` (srun alone is fine too)")
+        named = f"; MPIRUN is {os.environ['MPIRUN']}" if os.environ.get("MPIRUN") else ""
+        raise Fault(
+            f"MPI: no mpirun or mpiexec{named}", "load your cluster's MPI module, or run `make setup` (srun alone is fine too)"
+        )
     done = subprocess.run([command, "--version"], capture_output=True, text=True)
-    lines = (done.stdout or done.stderr).strip().splitlines()
-    return f"MPI launcher: {command} ({lines[0] if lines else 'no version'})"
+    lines = (done.stdout or done.stderr).strip().splitlines() or ["no version"]
+    if done.returncode:
+        raise Fault(f"MPI: {command} --version ends with {done.returncode}: {lines[-1]}", "mend that, or load another MPI module")
+    return f"MPI launcher: {command} ({lines[0]})"
 
 
 def _mpi4py() -> str:
-    out = _python_says("from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0].rstrip('\\0 '))")
-    if out is None:
+    out, why = _python_says("from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0].rstrip('\\0 '))")
+    if not out:
         raise Fault(
-            "mpi4py cannot be imported or finds no MPI library", "run `make setup`; on a cluster, load the MPI module first"
+            f"mpi4py cannot be imported or finds no MPI library ({why})",
+            "run `make setup`; on a cluster, load the MPI module first",
         )
     return f"mpi4py: {out}"
 
 
 def _horovod() -> str:
-    out = _python_says("from legw_hpc.comm.horovod import facts; f = facts(); print(f['version'], f['mpi'], f['nccl'])")
-    if out is None:
+    out, why = _python_says("from legw_hpc.comm.horovod import facts; f = facts(); print(f['version'], f['mpi'], f['nccl'])")
+    if not out:
         raise Fault(
-            "Horovod cannot be imported: several ranks can only train with comm=mpi",
+            f"Horovod cannot be imported ({why}): several ranks can only train with comm=mpi",
             "run `make setup`: the published release needs a patch to build (see .setup/wheels.py)",
         )
     version, mpi, nccl = out.split()
@@ -104,8 +110,8 @@ def _horovod() -> str:
     return f"Horovod {version}: MPI yes, NCCL {'yes' if nccl == 'True' else 'no'}"
 
 
-def _python_says(code: str) -> str | None:
-    """The last line that a fresh interpreter prints, outside of the launcher's world; None if it fails."""
+def _python_says(code: str) -> tuple[str, str]:
+    """The last line that a fresh interpreter prints, outside of the launcher's world, and, where it fails, of its complaint."""
     prefixes = ("OMPI_", "PMI", "PRTE_", "SLURM_", "PALS_", "ALPS_", "MV2_", "MPI_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
     try:
@@ -113,8 +119,9 @@ def _python_says(code: str) -> str | None:
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=LAUNCH_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 and done.stdout.strip() else None
+        return "", f"no answer within {LAUNCH_SECONDS:g} s"
+    said, complaint = (text.strip().splitlines() or [""] for text in (done.stdout, done.stderr))
+    return ("", complaint[-1]) if done.returncode else (said[-1], "")
 
 
 def _device() -> str:
@@ -127,13 +134,13 @@ def _device() -> str:
         words = ", ".join(f"{name} {'in hardware' if in_hardware(kind) else 'emulated: slow'}" for name, kind in kinds.items())
         return f"device: CPU ({torch.backends.cpu.get_cpu_capability()}; {words})"
     found = f"device: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    if _python_says("from legw_hpc.comm.horovod import facts; print(facts()['nccl'])") == "True":
+    if _python_says("from legw_hpc.comm.horovod import facts; print(facts()['nccl'])")[0] == "True":
         return f"{found}, NCCL"
     return f"{found}, but Horovod has no NCCL: several ranks train on the CPU (make HOROVOD_GPU_OPERATIONS=NCCL)"
 
 
 def _threads() -> str:
-    cores = len(os.sched_getaffinity(0))
+    cores = len(CORES)
     local = max(1, launched().local_size)
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > cores:
@@ -201,7 +208,7 @@ def _agree() -> str:
             raise Fault(
                 f"a sum over {comm.size} ranks gives {total[0]:g}, not {expected:g}", "rebuild Horovod with this MPI: make setup"
             )
-        everyone = comm.gather([comm.node, len(os.sched_getaffinity(0))])
+        everyone = comm.gather([comm.node, len(CORES)])
         nodes = len({node for node, _ in everyone})
         return f"ranks: {comm.size} on {nodes} nodes agree, {everyone[0][1]} cores each may be used"
     finally:

@@ -31,6 +31,10 @@ _VARIABLES = (
     # measured: SLURM 22.05
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
 )
+# That this process was given.  Read here, ahead of torch: its OpenMP, where it is told to bind threads (OMP_PROC_BIND),
+# leaves the main one a single core.
+CORES = sorted(os.sched_getaffinity(0))
+
 # A rank without a size is no other launcher's: a batch script of SLURM has SLURM_PROCID.
 _SIZE_UNTOLD = ("PALS", "aprun")
 

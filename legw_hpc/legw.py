@@ -31,7 +31,7 @@ SCHEMES = {
     "linear": ("linear", "gradual"),  # Goyal et al. 2017
     "sqrt": ("sqrt", "none"),  # Krizhevsky 2014
     "none": ("none", "none"),
-    # Published points that follow no rule: another batch wants explicit values (derived.py).
+    # Published points that follow no rule, and so no other batch.
     "fixed": ("none", "legw"),
 }
 
@@ -107,12 +107,14 @@ def scale(
             ("constant", "gradual", "from-baseline").
 
     Raises:
-        ValueError: a batch below 1 or an unknown scheme.
+        ValueError: a batch below 1, an unknown scheme, or another batch than the baseline's of one without a rule.
     """
-    if not (batch >= 1 and batch == int(batch)):
+    if not (math.isfinite(batch) and batch >= 1 and batch == int(batch)):
         raise ValueError(f"batch must be a whole number of at least 1, not {batch}")
     scaling, warmup = split_scheme(scheme)
     k = batch / baseline.batch
+    if scheme == "fixed" and k != 1:
+        raise ValueError(f"the rates follow no rule: batch {batch} wants lr=... and warmup_epochs=..., or a scheme=...")
     epochs = {
         "none": 0.0,
         "constant": fixed_warmup_epochs,

@@ -21,6 +21,8 @@ from typing import Any
 
 Schedule = Callable[[float], float]
 
+ROUNDED = 1e-9  # epochs: what step / steps an epoch may lack of the epoch that it is (derived: far less than a step)
+
 
 def join(first: Schedule, boundary: float, second: Schedule) -> Schedule:
     """`first` before the boundary (epochs), `second` from it on."""
@@ -64,7 +66,7 @@ class MultiStep:
             raise ValueError(f"decay milestones must be a list of epochs, not {self.milestones!r}")
         for milestone in self.milestones:
             _at_least_zero("milestones", milestone)
-        _at_least_zero("factor", self.factor)
+        _share("factor", self.factor)
         if not isinstance(self.factors, tuple) or (self.factors and len(self.factors) != len(self.milestones)):
             raise ValueError(f"decay factors must be a list, one a milestone ({len(self.milestones)}), not {self.factors!r}")
         if self.factors and list(self.milestones) != sorted(set(self.milestones)):
@@ -86,10 +88,10 @@ class Exponential:
 
     def __post_init__(self) -> None:
         _at_least_zero("hold_epochs", self.hold_epochs)
-        _at_least_zero("factor", self.factor)
+        _share("factor", self.factor)
 
     def schedule(self, peak: float, epochs: float, warmup_epochs: float) -> Schedule:
-        return lambda epoch: peak * self.factor ** max(0, math.floor(epoch - self.hold_epochs) + 1)
+        return lambda epoch: peak * self.factor ** max(0, math.floor(epoch - self.hold_epochs + ROUNDED) + 1)
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,12 @@ def _at_least_zero(name: str, value: Any) -> None:
         raise ValueError(f"decay {name} must be a number of at least 0, not {value!r}")
 
 
+def _share(name: str, value: Any) -> None:
+    _at_least_zero(name, value)
+    if value > 1:
+        raise ValueError(f"decay {name} must be a number of at most 1, not {value!r}")
+
+
 def build(
     peak: float,
     epochs: float,
@@ -199,7 +207,7 @@ def build(
         raise ValueError(f"warmup_epochs must be a number of at least 0, not {warmup_epochs}")
     if warmup != "none" and warmup_epochs > epochs:
         raise ValueError(f"the warmup of {warmup_epochs:g} epochs is longer than the training of {epochs:g} epochs")
-    after = decay.schedule(peak, epochs, warmup_epochs)
+    after = decay.schedule(peak, epochs, 0.0 if warmup == "none" else warmup_epochs)
     if warmup == "none" or warmup_epochs == 0:
         return after
     if warmup == "gradual":

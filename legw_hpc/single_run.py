@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import signal
 import sys
 import time
@@ -18,11 +17,13 @@ import torch
 
 from legw_hpc import installed, noise, runlog, startup, watchdog
 from legw_hpc.agreement import begin_alike
+from legw_hpc.allowed import check
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import keep_from_others
 from legw_hpc.derived import Derived
 from legw_hpc.device import hardware
 from legw_hpc.errors import EXIT_BUG, EXIT_INPUT, STOP_SIGNALS, Diverged, InputError, Interrupted
+from legw_hpc.launcher import CORES
 from legw_hpc.recipe import Recipe
 from legw_hpc.runfolder import RunFolder
 from legw_hpc.trainer import Done, Timing
@@ -40,16 +41,17 @@ def run(recipe: Recipe) -> dict[str, Any]:
     is, and its result returned.
 
     Args:
-        recipe: after overrides.
+        recipe: after overrides; checked here as well as by `load`, since a program may change one.
 
     Returns:
         The result, as in the last line of the run's log: status, metrics, steps, samples/s.
 
     Raises:
-        InputError: something to mend: data, folder, device, ranks.
+        InputError: something to mend: recipe, data, folder, device, ranks.
         Diverged: the loss or gradient is not finite.
         Interrupted: a signal came; there is a checkpoint.
     """
+    check(recipe)
     keep_from_others()
     with _stop_signals() as stop:
         long = startup.TIMES * 60 * recipe.stall_minutes
@@ -222,12 +224,14 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         print(line)
     where = f"{comm.size} on {nodes} {'node' if nodes == 1 else 'nodes'}, {comm.name}, {work.device}, threads {work.threads}"
     what = "rows" if recipe.data.window else "samples"
-    print(f"ranks    {where}; {recipe.batch / comm.size:g} {what} a rank in micro-batches of {recipe.micro_batch}")
+    share = recipe.batch / comm.size
+    at_once = min(recipe.micro_batch, math.ceil(share))
+    print(f"ranks    {where}; {share:g} {what} a rank in micro-batches of {at_once}")
     if work.precision.emulated:
         print(f"note     precision={recipe.precision}: this processor emulates it; fp32 is faster here")
         facts["emulated"] = True
-    if work.threads > (cores := len(os.sched_getaffinity(0))):
-        print(f"note     {work.threads} threads a rank on {cores} cores: more than there are only get in each other's way")
+    if work.threads > len(CORES):
+        print(f"note     {work.threads} threads a rank on {len(CORES)} cores: more than there are only get in each other's way")
     if work.tuned is not None:
         print(f"micro    {work.tuned}")
         facts["micro_batches_tried"] = work.tuned.seconds
@@ -235,6 +239,8 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         print(f"start    the last weights of {recipe.start}")
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
     made_by = {"versions": runlog.versions(), "commit": runlog.commit(), "hardware": models}
+    if recipe.normalised and recipe.options.get("batch_norm") != "sync":
+        made_by["batch_norm"] = f"over {at_once} samples"  # by the ranks too, where their share is smaller than micro_batch
     if done:
         for key, then in _made_before(folder.path, made_by).items():
             if then != made_by[key]:

@@ -36,3 +36,22 @@ def test_freed_memory_is_kept(how: str, environment: dict[str, str], faults: boo
     command = [sys.executable, "-c", PROGRAM, how]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=60, check=True)
     assert (int(done.stdout) > 5000) == faults, done.stdout  # 12,207 pages of 4 KiB
+
+
+BOUND = """
+import os, legw_hpc.launcher as launcher
+given = sorted(os.sched_getaffinity(0))
+import torch
+from legw_hpc.comm import Serial
+from legw_hpc.device import set_threads
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+print(len(given), set_threads(0, Serial()), launcher.CORES == given)
+"""
+
+
+def test_an_openmp_that_binds_its_threads_leaves_all_cores() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment |= {"OMP_PLACES": "cores", "OMP_PROC_BIND": "close"}
+    done = subprocess.run([sys.executable, "-c", BOUND], capture_output=True, text=True, env=environment, timeout=60, check=True)
+    given, threads, same = done.stdout.split()
+    assert (threads, same) == (given, "True")

@@ -26,6 +26,11 @@ def test_a_library_that_cannot_be_imported_is_a_fault_with_a_remedy(module: str,
     assert re.fullmatch(r"legw-hpc: doctor: \d of 8 checks failed\n", done.stderr)
 
 
+def test_a_launcher_that_is_not_there_is_named() -> None:
+    done = doctor("pass", MPIRUN="/nowhere/mpirun")
+    assert re.search(r"^FAULT  MPI: no mpirun or mpiexec; MPIRUN is /nowhere/mpirun$", done.stdout, re.M), done.stdout
+
+
 def test_a_fault_of_another_rank_is_told_with_its_host() -> None:
     before = "doctor.FREE_BYTES, doctor._agree = 1 << 80, lambda: 'x'; cli.GRACE_SECONDS = 0"
     done = doctor(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,7 @@ from legw_hpc.data.sources import images, small_images
 from legw_hpc.errors import InputError
 from legw_hpc.runlog import read
 from tests.conftest import Cli
+from tests.parallel.ranks import launch, needs_mpi
 
 CLASSES = 3
 
@@ -93,6 +95,17 @@ def test_a_run_resumes_in_the_middle_of_an_epoch_to_the_bit(
     assert whole["model"]["bn1.num_batches_tracked"] == 6
     assert read(tmp_path / "whole")[-1]["metrics"] == read(tmp_path / "cut")[-1]["metrics"]
     assert {"top1", "top5", "loss"} == set(read(tmp_path / "whole")[-1]["metrics"])
+
+
+@needs_mpi
+def test_ranks_with_less_than_a_micro_batch_say_over_what_they_normalise(small: Path, cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("horovod")
+    words = [*training("cifar10-resnet20", small), f"out={tmp_path / 'run'}"]
+    assert "; 10 samples a rank in micro-batches of 4\n" in cli("train", *words, "max_steps=1").stdout
+    code, said = launch(4, [sys.executable, "-m", "legw_hpc", "train", *words], timeout=120)
+    assert code == 0, said
+    assert "; 2.5 samples a rank in micro-batches of 3\n" in said
+    assert "note     batch_norm until step 1: over 4 samples\n" in said
 
 
 def test_it_learns_and_counts_exactly(small: Path, cli: Cli, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from legw_hpc.optim import LARS, parameter_groups, trust_ratio
 from legw_hpc.optim.lars import _update_cpu, _update_foreach
 from legw_hpc.optim.reference import lars_step
+from legw_hpc.optim.rmsprop_warmup import RMSpropWarmup
 
 # eta .001, wd .1, m .9, w0 = (3, 4), g = (1, 0) at every step; float64.
 # (variant, denominator, learning rates, weights after the last)
@@ -192,6 +193,45 @@ def test_an_ordinary_optimizer() -> None:
     assert again.param_groups[1]["adapt"] is False
     mine, theirs = (list(o.state.values()) for o in (again, optimizer))
     assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("make", [LARS, RMSpropWarmup])
+def test_an_optimizer_can_be_made_of_its_groups_alone(make: type[torch.optim.Optimizer]) -> None:
+    """As Horovod's DistributedOptimizer makes it; the groups have all options."""
+    one = make([{"params": [nn.Parameter(torch.ones(3))], "lr": 0.5, "momentum": 0.8}], weight_decay=0.1)
+    two = make(one.param_groups)
+    assert two.param_groups == one.param_groups
+
+
+def test_a_state_of_another_optimizer_leaves_what_it_does_not_know() -> None:
+    model = nn.Linear(3, 2)
+    mine = LARS(parameter_groups(model), lr=1.0, eta=0.02)
+    mine.load_state_dict(torch.optim.SGD(parameter_groups(model), lr=0.1).state_dict())
+    assert [(group["lr"], group["eta"]) for group in mine.param_groups] == [(0.1, 0.02)] * 2
+    assert [group["adapt"] for group in mine.param_groups] == [True, False]
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_weights_in_half_precision_move_as_far(kind: torch.dtype, scale: float) -> None:
+    """Their norms as well, which are beyond what fp16 holds as a sum of squares (300 ** 2 elements of 100)."""
+    torch.manual_seed(0)
+    start, gradient = scale * torch.randn(300, 300), scale * torch.randn(300, 300)
+    moved = []
+    for dtype in (torch.float32, kind):
+        weight = nn.Parameter(start.to(dtype, copy=True))
+        weight.grad = gradient.to(dtype)
+        LARS([weight], lr=1.0, eta=0.3).step()
+        moved.append((weight.detach().float() - start).norm() / start.norm())
+    assert moved[0] == pytest.approx(0.3, rel=1e-4)
+    assert moved[1] == pytest.approx(0.3, rel=0.01)
+
+
+def test_complex_weights_are_refused() -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match="view_as_real"):
+        LARS([weight], lr=1.0).step()
 
 
 def test_biases_and_normalisation_are_exempt() -> None:

@@ -112,6 +112,8 @@ BAD = {
     "lr infinite": lambda: Baseline(1, math.inf),
     "warmup negative": lambda: Baseline(1, 0.1, -1),
     "warmup NaN": lambda: Baseline(1, 0.1, math.nan),
+    "batch infinite": lambda: scale(IMAGENET, math.inf),  # type: ignore[arg-type]
+    "another batch without a rule": lambda: scale(IMAGENET, 2048, "fixed"),
     "scheme unknown": lambda: scale(IMAGENET, 1, "cubic"),
     "half a pair": lambda: split_scheme("sqrt+"),
 }

@@ -108,7 +108,7 @@ OPTIONS = {
     "no batch": ("imagenet-resnet50", "batch=0", "batch must be at least 1, not 0"),
     "more threads than cores": ("imagenet-resnet50", "threads=999", "threads=999: 2 ranks share the 48 cores of a node"),
     "a twin": ("imagenet-resnet50", "twin=no-exchange", "twin=no-exchange is a measurement, there is nothing to forecast"),
-    "another batch of a fixed point": ("imagenet-you-2017", "batch=8192", "its rates follow no rule: batch 8192 wants lr=..."),
+    "another batch of a fixed point": ("imagenet-you-2017", "batch=8192", "the rates follow no rule: batch 8192 wants lr=..."),
 }  # fmt: skip
 
 

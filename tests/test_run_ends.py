@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from legw_hpc import records, runlog
+from legw_hpc import records, run, runlog
+from legw_hpc.errors import InputError
+from legw_hpc.recipe import load
 from tests.conftest import Cli
 
 
@@ -143,6 +146,14 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_good_checkpoint(
     assert len(saved) == 1
     for path in saved:
         assert all(torch.isfinite(value).all() for value in torch.load(path, weights_only=True)["model"].values())
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": -5}, {"eval_every": 0.0}, {"precision": "fp8"}], ids=str)
+def test_a_recipe_that_a_program_has_spoilt_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    recipe = replace(load("mnist-lstm-sample", [f"out={tmp_path / 'r'}"]), **change)
+    with pytest.raises(InputError, match=next(iter(change))):
+        run(recipe)
+    assert not (tmp_path / "r").exists()
 
 
 LIBRARY = """

@@ -112,6 +112,16 @@ def test_exponential_of_ptb() -> None:
     assert [schedule(epoch + 0.5) for epoch in range(13)] == [1.0] * 7 + [2.0**-i for i in range(1, 7)]
 
 
+def test_exponential_that_falls_within_an_epoch() -> None:
+    """23 / 10 - 0.3 is a little less than 2, and the third halving is of that very step."""
+    schedule = build(1.0, 5, decay=Exponential(hold_epochs=0.3))
+    assert [schedule(step / 10) for step in (2, 3, 12, 13, 22, 23)] == [1.0, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+def test_a_decay_from_the_end_of_no_warmup_begins_at_the_peak() -> None:
+    assert build(1.0, 90, "none", 5.0, Poly(2, "warmup"))(0) == 1.0
+
+
 def test_exponential_of_the_tensorflow_tutorial() -> None:
     """Four epochs at 1.0, and 0.00195 in the thirteenth."""
     schedule = build(1.0, 13, decay=Exponential(hold_epochs=4))
@@ -163,6 +173,8 @@ BAD = {
     "poly power zero": lambda: Poly(power=0),
     "poly power text": lambda: decay_from("poly", power="2"),
     "factor negative": lambda: MultiStep(factor=-1),
+    "factor above 1": lambda: MultiStep(factor=1.5),
+    "exponential that grows": lambda: Exponential(factor=2.0),
     "too few factors": lambda: MultiStep((30.0, 60.0), factors=(0.5,)),
     "factors not a list": lambda: decay_from("multi-step", factors=0.5),
     "factors of milestones that fall": lambda: MultiStep((60.0, 30.0), factors=(0.5, 0.1)),

@@ -183,13 +183,19 @@ def test_legw_resumes_from_its_state() -> None:
     assert a.get_last_lr() == b.get_last_lr()
 
 
-def test_a_state_of_another_batch_is_refused() -> None:
-    """As many steps are another epoch there."""
+def test_a_state_of_another_schedule_is_refused() -> None:
     state = scheduler(two_groups()).state_dict()
     with pytest.raises(
         ValueError, match="state is of batch=8192, steps_per_epoch=8, the scheduler of batch=4096, steps_per_epoch=15"
     ):
         scheduler(two_groups(), batch=4096, steps_per_epoch=15).load_state_dict(state)
+    for change in ({"epochs": 50}, {"warmup_epochs": 0.2}, {"scheme": "linear"}, {"decay": Poly()}):
+        with pytest.raises(ValueError, match=f"state is of {next(iter(change))}="):
+            scheduler(two_groups(), **change).load_state_dict(state)
+    larger = two_groups()
+    larger.param_groups[0]["lr"] *= 2
+    with pytest.raises(ValueError, match="state is of base_lrs="):
+        scheduler(larger).load_state_dict(state)
     older = {key: state[key] for key in ("last_epoch", "base_lrs", "_last_lr")}
     scheduler(two_groups()).load_state_dict(older)
 

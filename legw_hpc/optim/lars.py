@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 VARIANTS = ("paper", "timm", "nus")
+WIDE = (torch.float32, torch.float64)
 DENOMINATORS = ("sum", "norm")
 
 
@@ -57,7 +58,8 @@ class LARS(Optimizer):
         params: tensors or groups of them.  A group with `adapt=False` takes q = 1, which is plain
             momentum SGD; `parameter_groups` makes such a group, without decay, of the biases and
             normalisation parameters.
-        lr: the global learning rate.
+        lr: the global learning rate; there is a default, as torch's optimizers have it, because Horovod's DistributedOptimizer
+            makes one of the groups alone.
         momentum: m.
         weight_decay: wd.
         eta: the trust coefficient (0.001 in You et al. and in MLPerf).
@@ -74,7 +76,7 @@ class LARS(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float,
+        lr: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         eta: float = 0.001,
@@ -96,6 +98,14 @@ class LARS(Optimizer):
             if options[name] not in known:
                 raise ValueError(f"unknown LARS {name} {options[name]!r}: one of {', '.join(known)}")
         super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As in torch; an option that the state lacks, as that of another optimizer does, stays as it is."""
+        own = getattr(self, "param_groups", [])
+        super().__setstate__(state)
+        for index, group in enumerate(self.param_groups):
+            for name, value in (self.defaults | (own[index] if index < len(own) else {})).items():
+                group.setdefault(name, value)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -125,6 +135,8 @@ def _gradient(weight: Tensor) -> Tensor:
     assert weight.grad is not None
     if weight.grad.is_sparse:
         raise ValueError("LARS takes dense gradients; build the embedding with sparse=False")
+    if weight.is_complex():
+        raise ValueError("LARS takes real weights; keep complex ones as torch.view_as_real has them")
     return weight.grad
 
 
@@ -145,6 +157,8 @@ def _ratio(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> float:
 def _norm(tensor: Tensor) -> float:
     """||tensor||, as the root of a BLAS dot product, whose sum of squares is a third faster than torch's norm (measured)."""
     flat = _in_memory_order(tensor)
+    if flat.dtype not in WIDE:  # whose sum of squares may be larger than the type holds
+        return torch.linalg.vector_norm(flat, dtype=torch.float32).item()
     return math.sqrt(torch.dot(flat, flat).item())
 
 
@@ -193,8 +207,9 @@ def _update_cpu(weights: list[Tensor], gradients: list[Tensor], buffers: list[Te
     """
     m, wd, lr, adapt = group["momentum"], group["weight_decay"], float(group["lr"]), group["adapt"]
     triples = list(zip(weights, gradients, buffers, strict=True))
-    # The kernel takes no buffer where there is no momentum, and tensors in one memory order only.
-    fused = bool(m) and all(w.stride() == g.stride() == v.stride() for w, g, v in triples)
+    # The kernel takes no buffer where there is no momentum, and tensors in one memory order only.  Of half precision it updates
+    # a few elements alone (torch 2.12 and 2.13, pytorch issue 191763).
+    fused = bool(m) and all(w.stride() == g.stride() == v.stride() and w.dtype in WIDE for w, g, v in triples)
     # Those that share q = 1 go in one call: biases and the like are many and small.
     for part in [[triple] for triple in triples] if adapt or not fused else [triples]:
         w, g, v = part[0]

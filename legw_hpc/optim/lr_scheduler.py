@@ -22,6 +22,8 @@ class LEGW(LRScheduler):
         scheduler = LEGW(optimizer, base_batch=128, batch=8192, warmup_epochs=0.25,
                          epochs=25, steps_per_epoch=8)
 
+    What follows the warmup is `decay`: another scheduler chained behind this one would begin at the baseline's rate.
+
     Args:
         optimizer: its groups' `lr` are the baseline's.
         base_batch: B0, samples.
@@ -57,7 +59,10 @@ class LEGW(LRScheduler):
         self.steps_per_epoch = steps_per_epoch
         # A group's lr may be a tensor (capturable optimizers); the rule needs only the number.
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        self._length = {"batch": batch, "steps_per_epoch": steps_per_epoch}
+        self._made_of = {
+            "base_batch": base_batch, "batch": batch, "warmup_epochs": warmup_epochs, "epochs": epochs,
+            "steps_per_epoch": steps_per_epoch, "decay": str(decay), "scheme": scheme, "fixed_warmup_epochs": fixed_warmup_epochs,
+        }  # fmt: skip
         # Of `build`, and not the functions: those cannot be pickled.  None: a group whose rate is 0, and stays so.
         self._groups: list[tuple[Any, ...] | None] = []
         for lr in lrs:
@@ -83,20 +88,21 @@ class LEGW(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers only: loads with `torch.load(weights_only=True)`."""
-        rates = {"base_lrs": self.base_lrs, "_last_lr": self.get_last_lr()}
-        return {"last_epoch": self.last_epoch} | self._length | {key: [float(lr) for lr in lrs] for key, lrs in rates.items()}
+        return {"last_epoch": self.last_epoch} | self._comparable() | {"_last_lr": [float(lr) for lr in self.get_last_lr()]}
+
+    def _comparable(self) -> dict[str, Any]:
+        return self._made_of | {"base_lrs": [float(lr) for lr in self.base_lrs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after `last_epoch` steps; the optimizer's learning rates are set to match.
 
         Raises:
-            ValueError: so many steps were another epoch there: the batch or the steps of an epoch differ.
+            ValueError: the state is of another schedule, whose rates would not be gone on with.
         """
-        if other := {key: state_dict[key] for key, own in self._length.items() if state_dict.get(key, own) != own}:
-            was, now = (", ".join(f"{key}={values[key]}" for key in other) for values in (other, self._length))
-            raise ValueError(
-                f"this state is of {was}, the scheduler of {now}: its {state_dict['last_epoch']} steps are another epoch"
-            )
+        mine = self._comparable()
+        if other := {key: state_dict[key] for key, own in mine.items() if state_dict.get(key, own) != own}:
+            was, now = (", ".join(f"{key}={values[key]}" for key in other) for values in (other, mine))
+            raise ValueError(f"this state is of {was}, the scheduler of {now}: it would not go on at the same rates")
         self.last_epoch = state_dict["last_epoch"]
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):

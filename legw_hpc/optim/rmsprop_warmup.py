@@ -31,7 +31,7 @@ class RMSpropWarmup(Optimizer):
 
     Args:
         params: tensors or groups of them.
-        lr: of SGD.
+        lr: of SGD; its default as in `LARS`.
         momentum: m.
         weight_decay: wd.
         lr_rmsprop: of RMSprop.
@@ -47,7 +47,7 @@ class RMSpropWarmup(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float,
+        lr: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         lr_rmsprop: float = 3e-4,
