@@ -277,3 +277,33 @@ def goes_on_after_all(folder: str, seconds: float, late: float, works: bool) -> 
             return [during, seen()]
     finally:
         comm.close()
+
+
+def horovods_own_loop() -> float:
+    """LARS and LEGW in Horovod's DistributedOptimizer: how far its weights end from those of the whole batch on one rank."""
+    import horovod.torch as hvd
+    from torch import nn
+
+    from legw_hpc.optim import LARS, LEGW, parameter_groups
+
+    def trained(x: torch.Tensor, wrap: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+        optimizer = LARS(parameter_groups(model), lr=1.0, weight_decay=1e-4, eta=0.02)
+        scheduler = LEGW(optimizer, base_batch=4, batch=16, warmup_epochs=0.25, epochs=3, steps_per_epoch=2)
+        optimizer = wrap(optimizer, model)
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(x).pow(2).mean().backward()
+            optimizer.step()
+            scheduler.step()
+        return [weight.detach() for weight in model.parameters()]
+
+    comm = connect("horovod")
+    try:
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+        ours = trained(x.chunk(comm.size)[comm.rank], lambda o, model: hvd.DistributedOptimizer(o, model.named_parameters()))
+        alone = trained(x, lambda o, model: o)
+        return max(float((a - b).abs().max()) for a, b in zip(ours, alone, strict=True))
+    finally:
+        comm.close()

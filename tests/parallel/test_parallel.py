@@ -216,3 +216,7 @@ def test_bad_input_is_one_line_from_rank_0(arguments: list[str], tmp_path: Path,
 def test_the_rank_that_fails_is_named(how: str) -> None:
     with pytest.raises(pytest.fail.Exception, match="2 ranks did not end" if how == "hangs" else "rank 1 of 2"):
         on_ranks(2, "programs:misbehave", timeout=8 if how == "hangs" else 60, how=how)
+
+
+def test_lars_and_legw_in_horovods_own_loop() -> None:
+    assert max(on_ranks(2, "programs:horovods_own_loop")) < 1e-4
