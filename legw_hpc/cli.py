@@ -293,7 +293,7 @@ def _status(options: argparse.Namespace) -> None:
             failed += 1
             print(f"legw-hpc: {status}", file=sys.stderr, flush=True)
     if failed:
-        raise errors.InputError(f"{failed} of {len(found)} are no run, as told above")
+        raise errors.InputError(f"{failed} of {len(found)} are no run, or may not be read, as told above")
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -56,8 +56,7 @@ def curvature(name: str, overrides: Sequence[str], every: int, *, ranks: int = 1
         train(recipe)
     if launched().rank == 0:
         folder = recipe.out_folder()
-        log = folder / runlog.LOG
-        record = read(log) if log.is_file() else None
+        record = read(folder / runlog.LOG)
         if record is None or not record.curvature()[0]:
             raise InputError(f"{folder}: no run here that measured L(x, g)")
         if other := differing(record.recipe, recipe):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class Records:
 
     def __init__(self, *folders: Path):
         self._alike: dict[str, list[Record]] = {}
-        for path in sorted({path for folder in folders for path in folder.rglob("*.jsonl")}):
+        there = [folder for folder in folders if os.path.isdir(folder)]  # unlike Path's, no error where it may not look
+        for path in sorted({path for folder in there for path in folder.rglob("*.jsonl")}):
             record = read(path)
             if record is not None:
                 self._alike.setdefault(but_seed(record.recipe), []).append(record)
@@ -132,11 +134,13 @@ class Records:
 
 
 def read(path: Path) -> Record | None:
-    """A run's log; None of another JSON-lines file."""
+    """A run's log; None of another JSON-lines file, and where there is none."""
     try:
         lines = [line for line in runlog.parse(path.read_text(encoding="utf-8")) if isinstance(line, dict)]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not lines or lines[0].get("event") != "start" or not isinstance(lines[0].get("recipe"), Mapping):
         return None
     told = dict(lines[0]["recipe"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from legw_hpc.owner import ALIVE_SECONDS, last_beat
 from legw_hpc.steps import Course, Stage
 from legw_hpc.submit import record
 from legw_hpc.submit.record import LIVE, WAITING
+
+# Folders below one that is asked for: runs/scaling has RECIPE/POINT/CELL in it, runs/sweep RECIPE/CELL.
+DEEP = 3
 
 # Of a run that has not ended and gives no sign of life: its jobs -> its state before and after it first showed itself:
 # by a line of the log, or a job's output.
@@ -53,7 +57,7 @@ class Status:
         """For people."""
         about = [f"{self.folder}: {self.state}"]
         if self.steps:
-            about.append(f"step {self.step:,} of {self.steps:,}, epoch {self.epoch:g}")
+            about.append(f"step {self.step:,} of {self.steps:,}, epoch {round(self.epoch, 3):g}")
         if self.samples_per_s:
             about.append(f"{self.samples_per_s:,.0f} samples/s")
         if self.eta_seconds is not None:
@@ -66,13 +70,28 @@ class Status:
 
 
 def runs(folders: Sequence[Path]) -> list[Path]:
-    """The folders; in the place of one that holds the runs of a sweep or an array (TO or TO/jobs), those runs, each once."""
+    """The folders; in the place of one that holds the runs of sweeps or arrays (TO or TO/jobs), those runs, each once."""
     found: dict[Path, None] = {}
     for folder in folders:
         to = folder.parent if folder.name == runlog.JOBS else folder
-        trained = [] if (to / runlog.LOG).exists() else sorted(log.parent for log in to.glob(f"*/{runlog.LOG}"))
-        found |= dict.fromkeys([*(to / name for name in record.tasks(to)), *trained] or [folder])
+        found |= dict.fromkeys(_below(to, DEEP) or [folder])
     return list(found)
+
+
+def _below(to: Path, deep: int) -> list[Path]:
+    """The runs in a folder that is none itself, and in its folders, so many deep."""
+    found = [to / name for name in record.tasks(to)]
+    if deep == 0 or os.path.exists(to / runlog.LOG):
+        return found
+    try:
+        inside = sorted(to / entry.name for entry in os.scandir(to) if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except OSError:
+        return [to]  # it may not be read, which is told of a run
+    for folder in inside:
+        found += [folder] if os.path.exists(folder / runlog.LOG) else _below(folder, deep - 1)
+    return found
 
 
 def statuses(folders: Sequence[Path]) -> Iterator[Status | InputError]:
@@ -94,13 +113,13 @@ def status(folder: Path, now: float | None = None, told: Mapping[str, str] | Non
         told: the states of jobs by id, of its own at least; the scheduler is asked if need be.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or it may not be read.
     """
     submitted = record.jobs(folder)
-    if not folder.is_dir() and not submitted:  # an array's task makes its folder when it begins
+    log = [line for line in runlog.read(folder) if isinstance(line, dict)]
+    if not log and not submitted and not os.path.isdir(folder):  # an array's task makes its folder when it begins
         raise InputError(f"{folder}: no such folder")
     now = time.time() if now is None else now
-    log = [line for line in runlog.read(folder) if isinstance(line, dict)]
     end = log[-1] if log and log[-1].get("event") == "end" else {}
     last = {
         event: next((line for line in reversed(log) if line.get("event") == event), {}) for event in ("start", "step", "eval")
@@ -120,26 +139,26 @@ def status(folder: Path, now: float | None = None, told: Mapping[str, str] | Non
         state = "running"
     else:
         # A job that has printed and been silent since has been there, whatever the scheduler has forgotten.
-        printed = any(job.output.exists() and now - job.output.stat().st_mtime >= ALIVE_SECONDS for job in submitted)
+        printed = any(now - (job.printed() or now) >= ALIVE_SECONDS for job in submitted)
         state = STATES[_phase(jobs)][bool(log) or printed]
-    eta = _samples(start, at, steps) / rate if state == "running" and rate and steps else None
+    course, eta = _course(start), None
+    if state == "running" and rate and steps and course:  # a step of a text trains on a window of each row
+        eta = (course.epoch(steps) - course.epoch(at)) * _number(start, "derived", "train_samples") / rate
     shown = {k: v for k, v in evaluation.items() if k not in ("event", "time", "step", "epoch") and isinstance(v, int | float)}
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    epoch = max(_number(step, "epoch"), _number(evaluation, "epoch"))
+    epoch = course.epoch(at) if course else max(_number(step, "epoch"), _number(evaluation, "epoch"))
     error = ""
     if state not in ("done", "running", "queued", "empty"):
-        error = str(end.get("message", "")) or next((job.last_error() for job in reversed(submitted) if job.output.exists()), "")
+        error = str(end.get("message", "")) or next((job.last_error() for job in reversed(submitted) if job.printed()), "")
     return Status(folder, state, at, steps, epoch, rate, eta, metrics, error, jobs)
 
 
-def _samples(start: dict[str, Any], done: int, steps: int) -> float:
-    """From one step to another; a step of a text trains on a window of each row."""
+def _course(start: dict[str, Any]) -> Course | None:
+    """Of the run; None of a log that does not tell."""
     per_epoch = int(_number(start, "derived", "steps_per_epoch"))
     if not per_epoch:
-        return 0.0
-    stages = [Stage(**stage) for stage in start["derived"].get("stages", ())] or [Stage(0, 0, 0, per_epoch)]
-    course = Course(tuple(stages))
-    return (course.epoch(steps) - course.epoch(done)) * _number(start, "derived", "train_samples")
+        return None
+    return Course(tuple(Stage(**stage) for stage in start["derived"].get("stages", ())) or (Stage(0, 0, 0, per_epoch),))
 
 
 def _number(line: dict[str, Any], *keys: str) -> float:

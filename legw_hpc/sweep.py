@@ -82,7 +82,7 @@ def train_missing(
     left = missing(grid, to, *others)
     number = len(grid) - len(left)
 
-    longer = [cell for cell in left if (there := _there(to / cell.name)) and there.steps > cell.derived.last]
+    longer = [cell for cell in left if (there := read(to / cell.name / LOG)) and there.steps > cell.derived.last]
     for cell in longer:
         what = f"the run there is longer than {cell.derived.last} steps: another {another}"
         print(f"legw-hpc: {to / cell.name}: {what}", file=sys.stderr, flush=True)
@@ -90,7 +90,7 @@ def train_missing(
     def told(cell: Cell) -> None:
         nonlocal number
         number += 1
-        record = _there(to / cell.name)
+        record = read(to / cell.name / LOG)
         assert record is not None  # its process has ended well
         metric = first_metric([place := Place(cell.derived, (record,))])
         print(f"[{number}/{len(grid)}] {cell.name}: {metric} {place.spread(metric)}", flush=True)
@@ -99,10 +99,6 @@ def train_missing(
     local_runs.train([cell for cell in left if cell not in longer], to, ranks, jobs, told)
     if longer:
         raise InputError(f"{len(longer)} of {len(left)} cells cannot be trained, as told above")
-
-
-def _there(folder: Path) -> Record | None:
-    return read(folder / LOG) if (folder / LOG).is_file() else None
 
 
 def tell_other_data(found: Sequence[Place]) -> None:

@@ -109,7 +109,9 @@ OUTPUTS = {
     "ours before the launcher's": ("legw-hpc: no shards\nsrun: error: n1: task 0: Exited with exit code 2\n", "no shards"),
     "the launcher's": (f"a line\n{KILLED}\n", KILLED),
     "the scheduler's": (f"{LIMIT}\n", LIMIT),
-    "nobody's": ("step 3 of 9\n", ""),
+    "nobody's": ("step 3 of 9\n\n", "{} ends with: step 3 of 9"),
+    "a shell's": ("5: line 9: module: command not found\n", "{} ends with: 5: line 9: module: command not found"),
+    "nothing": ("\n", ""),
     "of a job that was queued again": (
         f"{RUN.format(1)}legw-hpc: stopped\n{RUN.format(2)}srun: error: oom\n",
         "srun: error: oom",
@@ -122,7 +124,12 @@ OUTPUTS = {
 def test_the_last_error_of_an_output(name: str, tmp_path: Path) -> None:
     text, error = OUTPUTS[name]
     (tmp_path / "5.out").write_text(text)
-    assert record.Submitted("slurm", "5", tmp_path / "5.out").last_error() == error
+    assert record.Submitted("slurm", "5", tmp_path / "5.out").last_error() == error.format(tmp_path / "5.out")
+
+
+def test_an_epoch_is_of_the_step_that_a_run_came_to(tmp_path: Path) -> None:
+    """It stopped before its first line of a step."""
+    assert "step 15 of 40, epoch 1.5" in status(write(tmp_path / "r", START, RESUME | {"step": 15})).lines()[0]
 
 
 def test_a_shortened_run_counts_to_its_own_end(tmp_path: Path) -> None:
@@ -211,7 +218,20 @@ def test_the_runs_of_a_sweep_are_seen_by_its_folder_and_what_is_none_stops_no_li
     done = cli("status", "grid", "notes.txt", "z")
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["grid/a", "grid/b", "z"]
     assert done.returncode == 2
-    assert done.stderr == "legw-hpc: notes.txt: no such folder\nlegw-hpc: 1 of 4 are no run, as told above\n"
+    assert done.stderr == "legw-hpc: notes.txt: no such folder\nlegw-hpc: 1 of 4 are no run, or may not be read, as told above\n"
+
+
+def test_runs_are_found_deeper_where_sweeps_and_studies_have_them(cli: Cli, tmp_path: Path) -> None:
+    for name in ("sweep/mnist/a", "scaling/mnist/strong-1/c", "one", "far/1/2/3/4"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write(tmp_path / "runs" / name, START, STEP)
+    (tmp_path / "runs/scaling/mnist/strong-2/jobs").mkdir(parents=True)
+    record.add(tmp_path / "runs/scaling/mnist/strong-2/jobs", "slurm", "20", ["waits"])
+    (tmp_path / "runs/one/checkpoints").mkdir()
+    done = cli("status", *sorted((tmp_path / "runs").relative_to(tmp_path).glob("*")))
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if "job" not in line] == [
+        "runs/far", "runs/one", "runs/scaling/mnist/strong-1/c", "runs/scaling/mnist/strong-2/waits", "runs/sweep/mnist/a",
+    ]  # fmt: skip
 
 
 def test_an_array_that_waits_is_seen_by_its_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

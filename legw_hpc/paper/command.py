@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -103,11 +104,11 @@ def keep(options: argparse.Namespace) -> None:
 
     kept, failed = 0, 0
     for run in options.runs:
-        path = run / runlog.LOG if run.is_dir() else run
+        path = run / runlog.LOG if os.path.isdir(run) else run
         try:
-            if not run.exists():
+            record = records.read(path) if path.suffix == ".jsonl" else None
+            if record is None and not os.path.exists(run):
                 raise InputError(f"{run}: no such file or folder")
-            record = records.read(path) if path.is_file() and path.suffix == ".jsonl" else None
             if record is not None:
                 print(f"{run}: {records.keep(record, options.to / LOGS)}", flush=True)
                 kept += 1

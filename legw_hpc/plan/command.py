@@ -98,11 +98,9 @@ def _noise(run: Path, recipes: Sequence[Recipe]) -> Noise:
     """What a run of the same network logged of its gradients."""
     from legw_hpc import noise, records, runlog
 
-    if not (run / runlog.LOG).is_file():
-        raise InputError(f"--noise {run}: no run there, {run / runlog.LOG} is missing")
     record = records.read(run / runlog.LOG)
     if record is None:
-        raise InputError(f"--noise {run}: {runlog.LOG} there is not the log of a run")
+        raise InputError(f"--noise {run}: no run there, {run / runlog.LOG} is missing, or is not the log of a run")
     for recipe in recipes:
         if _trained(record.recipe) != _trained(recipe):
             raise InputError(f"--noise {run}: a run of {record.recipe.name}, which trains another network than {recipe.name}")

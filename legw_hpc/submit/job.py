@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -161,8 +162,13 @@ def _nobodys(cells: Sequence[grid.Cell], to: Path) -> list[grid.Cell]:
 
 def _next_number(folder: Path) -> int:
     """Of the next script in a jobs folder."""
-    taken = [int(found[1]) for path in folder.glob("*") if (found := re.fullmatch(r"(\d+)\.(?:sbatch|pbs)", path.name))]
-    return max(taken, default=0) + 1
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return 1
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
+    return max((int(found[1]) for name in names if (found := re.fullmatch(r"(\d+)\.(?:sbatch|pbs)", name))), default=0) + 1
 
 
 def generic(machine: Machine, file: Path) -> Job:

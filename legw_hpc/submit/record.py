@@ -7,6 +7,7 @@ TO/jobs/submitted.jsonl     of an array: a line a task, with "run", the name of 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -44,16 +45,23 @@ class Submitted:
     id: str
     output: Path
 
+    def printed(self) -> float:
+        """When it last printed something, in seconds since 1970; 0 if it has not, or its output may not be read."""
+        return self.output.stat().st_mtime if os.access(self.output, os.R_OK) else 0.0
+
     def last_error(self) -> str:
-        """The last word of its output from legw-hpc; where it said nothing, from the launcher or the scheduler."""
-        if not self.output.exists():
+        """The last word of its output from legw-hpc; else from the launcher or the scheduler; else how it ends."""
+        if not self.printed():
             return ""
         with self.output.open("rb") as file:
             file.seek(max(0, self.output.stat().st_size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
         lines = _BEGUN.split(text)[-1].splitlines()  # a job that was queued again goes on in one file
         said = [line for line in lines if line.startswith("legw-hpc: ")] or [line for line in lines if line.startswith(OTHERS)]
-        return said[-1].removeprefix("legw-hpc: ") if said else ""
+        if said:
+            return said[-1].removeprefix("legw-hpc: ")
+        ends = [line.strip() for line in lines if line.strip()]  # such as a shell's word on the machine's set-up
+        return f"{self.output} ends with: {ends[-1]}" if ends else ""
 
 
 def add(folder: Path, scheduler: str, name: str, runs: list[str], **facts: Any) -> None:

@@ -109,7 +109,7 @@ def check_start(recipe: Recipe) -> None:
         InputError: names it.
     """
     begun = any((recipe.out_folder() / "checkpoints").glob("step-*.json"))  # checkpoint.any_in, but without torch
-    if recipe.start and not begun and not (Path(recipe.start) / runlog.LOG).is_file():
+    if recipe.start and not begun and not runlog.read(Path(recipe.start)):
         raise InputError(f"start={recipe.start}: no run there")
 
 
