@@ -241,25 +241,14 @@ def test_an_array_of_which_one_cell_is_left(scheduler: str, stubs: Stubs) -> Non
     assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=2048", f"out=runs/g/{name}"]]
 
 
-SLOW = "trap 'exit 85' USR1; for i in $(seq 100); do sleep 0.1; done"
-
-
-def test_slurm_warning_reaches_the_ranks(stubs: Stubs) -> None:
-    stubs.says("mpirun", RIGHT.replace('else "$@"', 'else exec "$@"'))
-    stubs.says("legw-hpc", 'kill -USR1 "$(cat pid)" & ' + SLOW)
-    text = send.text(small("slurm", chain=2, bin=str(stubs.bin))).replace("set -eo pipefail", "set -eo pipefail; echo $$ >pid")
-    done = run(text, stubs)
-    assert done.returncode == 85, done.stderr
-    assert stubs.calls("scontrol") == [["requeue", "7"]]
-
-
-def test_pbs_warning_by_its_own_timer(stubs: Stubs) -> None:
-    stubs.says("mpirun", RIGHT.replace('else "$@"', 'else exec "$@"'))
-    stubs.says("legw-hpc", SLOW)
-    made = dataclasses.replace(small("pbs", chain=2, bin=str(stubs.bin)), seconds=183)
-    done = run(send.text(made), stubs)
-    assert done.returncode == 85, done.stderr
-    assert len(stubs.calls("qsub")) == 1
+def test_ranks_have_the_scripts_environment_and_the_output_no_token(stubs: Stubs) -> None:
+    stubs.says("mpirun", RIGHT)
+    stubs.says("legw-hpc", 'echo "rank: $SLURM_EXPORT_ENV $OMP_NUM_THREADS"')
+    done = run(send.text(small("slurm", bin=str(stubs.bin))), stubs, SLURM_EXPORT_ENV="NONE", SLURM_JWT="secret")
+    assert done.returncode == 0, done.stderr
+    assert "rank: ALL 22\n" in done.stdout
+    assert "SLURM_JOB_ID=7\n" in done.stdout
+    assert "secret" not in done.stdout
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "pbs"])

@@ -68,9 +68,18 @@ def test_slurm_directives() -> None:
     assert slurm.directives(made) == [
         "--job-name=b32768-imagenet", "--nodes=512", "--ntasks-per-node=2", "--cpus-per-task=136", "--time=12:00:00",
         "--signal=B:USR1@180", "--requeue", "--open-mode=append",
-        "--output=runs/imagenet-resnet50-lars-legw-b32768-s1/jobs/%j.out", "--exclusive", "--account=A1", "--partition=long",
-        "--constraint=knl,quad,cache",
+        "--output=runs/imagenet-resnet50-lars-legw-b32768-s1/jobs/%j.out", "--exclusive", "--mem=0", "--account=A1",
+        "--partition=long", "--constraint=knl,quad,cache",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [("slurm.launcher=srun", ["--mem=0"]), ("slurm.exclusive=false", []), ("slurm.launcher=ibrun", []),
+     ('slurm.options=["--mem-per-cpu=2G"]', ["--mem-per-cpu=2G"])],
+)  # fmt: skip
+def test_memory_of_whole_nodes(change: str, asked: list[str]) -> None:
+    assert [line for line in slurm.directives(job("skylake", changes=(change,))) if line.startswith("--mem")] == asked
 
 
 def test_pbs_directives() -> None:

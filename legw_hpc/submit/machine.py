@@ -29,7 +29,7 @@ class Slurm:
         partition: --partition wins.
         chain: how a stopped job goes on: "requeue" (the same job), or "ahead" where owners may not
             requeue: all jobs of the chain are submitted at once, each waits for the one before.
-        exclusive: whole nodes.
+        exclusive: whole nodes, with all of their memory.
         options: more directives, verbatim, such as "--constraint=knl".
     """
 

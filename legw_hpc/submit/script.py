@@ -97,7 +97,7 @@ def tell(job: Job, variables: str) -> list[str]:
         f'echo "$(date -Is), machine {job.machine.name}, job $job, run $link of at most $chain"',
         'echo "$nodes nodes x $ranks ranks x $OMP_NUM_THREADS threads"',
         'printf "legw-hpc train"; printf " %q" "$@"; echo',
-        f"env | grep -E '^({variables}|OMP|KMP|HOROVOD|HDF5|I_MPI|OMPI|CUDA)_' | sort",
+        f"env | sed -nE '/^SLURM_JWT=/d; /^({variables}|OMP|KMP|HOROVOD|HDF5|I_MPI|OMPI|CUDA)_/p' | sort",
         f"{program.words(job).replace('legw-hpc', 'python')} -c "
         "'from legw_hpc import runlog; print(runlog.versions(), runlog.commit())' || true",
     ]

@@ -34,6 +34,9 @@ def directives(job: Job) -> list[str]:
         lines.append(f"--array=0-{len(job.tasks) - 1}")
     if slurm.exclusive:
         lines.append("--exclusive")
+        # All of a node's memory, which --exclusive does not give: a site may have a DefMemPerNode.  TACC refuses it.
+        if slurm.launcher != "ibrun" and not any(line.startswith("--mem") for line in slurm.options):
+            lines.append("--mem=0")
     if slurm.launcher == "ibrun" and job.tasks:
         lines.append(f"--ntasks={job.ranks}")  # TACC wants it besides the nodes
     if job.account:
@@ -60,6 +63,7 @@ def text(job: Job) -> str:
         "run='' asked=''",
         # A launcher that has just been forked would lose it.
         "trap 'asked=1; [ -z \"$run\" ] || { sleep 1; kill -USR1 \"$run\" 2>/dev/null || true; }' USR1",
+        "export SLURM_EXPORT_ENV=ALL  # to srun's ranks: SBATCH_EXPORT=NONE, or --export=NONE, would hold for them too",
         *script.environment(job),
         "",
         f"job={job_id} nodes=$SLURM_JOB_NUM_NODES ranks={job.machine.ranks}",
@@ -84,6 +88,8 @@ def text(job: Job) -> str:
         '    while rc=0; wait "$run" || rc=$?; [ "$rc" -gt 128 ] && kill -0 "$run" 2>/dev/null; do :; done',
         "fi",
         "trap '' USR1",
+        # The loop's last `wait` may have been ended by the trap.
+        '[ -z "$run" ] || { rc=0; wait "$run" || rc=$?; }',
         script.warned_too_early(),
         *(_node_lost(job) if job.chain > 1 else []),
         *script.clean(job),
