@@ -7,8 +7,8 @@ set -euo pipefail
 
 file=${1:?usage: jobs/pack.sh FILE}
 venv=${VENV:-$(dirname "$0")/../.venv}
-ask='import legw_hpc, pathlib; from legw_hpc import runlog; print(pathlib.Path(legw_hpc.__file__).parents[1], runlog.commit())'
-read -r top commit < <("$venv/bin/python" -c "$ask")
+ask='import legw_hpc, pathlib; from legw_hpc import runlog; print(runlog.commit(), pathlib.Path(legw_hpc.__file__).parents[1])'
+read -r commit top < <("$venv/bin/python" -c "$ask")  # the last takes the blanks of a path
 
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$file.tar" "$file.part"' EXIT
@@ -25,10 +25,11 @@ END
     cat <<'END'
 #   bash FILE FOLDER    makes the folder: one process of each node unpacks, checked, the others wait for it
 set -eo pipefail
-folder=$1
+folder=$1 limit=1200  # seconds that the others wait (assumed)
 fail() { echo >&2 "legw-hpc: $0: $1, on $(hostname)"; exit 2; }
 if mkdir "$folder" 2>/dev/null; then
     trap 'touch "$folder/.broken"' EXIT
+    echo $$ >"$folder/.pid"
     tail -c "$bytes" "$0" >"$folder/.tar" || fail "cannot be copied to $folder"
     read -r found _ < <(sha256sum "$folder/.tar")
     [ "$found" = "$sum" ] || fail "has checksum $found, and had $sum"
@@ -41,6 +42,10 @@ else
     until [ -e "$folder/.whole" ]; do
         [ -d "$folder" ] || fail "cannot make the folder $folder"
         [ ! -e "$folder/.broken" ] || exit 2
+        [ "$SECONDS" -lt "$limit" ] || fail "is not unpacked in $folder after $limit s"
+        if pid=$(cat "$folder/.pid" 2>/dev/null) && [ -n "$pid" ] && ! kill -0 "$pid" 2>/dev/null; then
+            [ -e "$folder/.whole" ] || [ -e "$folder/.broken" ] || fail "process $pid, which unpacked it in $folder, is gone"
+        fi
         sleep 0.5
     done
 fi

@@ -32,10 +32,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = folder / "v/bin/legw-hpc"
     script.write_text(f"#!{folder}/v/bin/python\nimport sys, legw_hpc\nprint(sys.prefix, legw_hpc.__file__, *sys.argv[1:])\n")
     script.chmod(0o755)
-    environment = os.environ | {"VENV": str(folder / "v"), "PYTHONPATH": f"{ROOT}:{PACKAGES}"}
+    shutil.copytree(ROOT / "legw_hpc", folder / "a path/legw_hpc", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "a path/legw_hpc/COMMIT").write_text(str(runlog.commit()))
+    environment = os.environ | {"VENV": str(folder / "v"), "PYTHONPATH": f"{folder / 'a path'}:{PACKAGES}"}
     done = subprocess.run([ROOT / "jobs/pack.sh", folder / "env.run"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shutil.rmtree(folder / "v")  # nothing may be read there any more
+    for name in ("v", "a path"):  # nothing may be read there any more
+        shutil.rmtree(folder / name)
     assert [path.name for path in folder.iterdir()] == ["env.run"]
     return folder / "env.run"
 
@@ -68,6 +71,22 @@ def test_a_damaged_file_is_refused_by_all(packed: Path, tmp_path: Path) -> None:
     assert [code for code, _ in ends] == [2, 2, 2]
     (said,) = [text for _, text in ends if text]
     assert re.fullmatch(rf"legw-hpc: {tmp_path}/env.run: has checksum \w+, and had \w+, on .*\n", said)
+
+
+def test_a_process_that_is_killed_is_not_waited_for(packed: Path, tmp_path: Path) -> None:
+    """While it copies; or before it wrote its number, and then there is a limit."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/tail").write_text("#!/bin/sh\nkill -KILL $PPID\n")
+    (tmp_path / "bin/tail").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    killed = subprocess.run(["bash", packed, tmp_path / "home"], env=environment)
+    assert killed.returncode == -9
+    for code, said in unpack(packed, tmp_path / "home"):
+        assert (code, bool(re.search(rf"process \d+, which unpacked it in {tmp_path}/home, is gone, on ", said))) == (2, True)
+    (tmp_path / "env.run").write_bytes(packed.read_bytes().replace(b" limit=1200 ", b" limit=1 ", 1))
+    (tmp_path / "other").mkdir()
+    ((code, said),) = unpack(tmp_path / "env.run", tmp_path / "other", 1)
+    assert (code, f"is not unpacked in {tmp_path}/other after 1 s, on " in said) == (2, True)
 
 
 def test_a_folder_that_cannot_be_made_is_named(packed: Path) -> None:
