@@ -20,9 +20,15 @@ from legw_hpc.owner import ALIVE_SECONDS, last_beat
 from legw_hpc.runlog import JOBS, parse
 
 RECORD = "submitted.jsonl"
-# As sacct, scontrol and qstat call them; any other state is that of a job that has ended.
-LIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "R", "E", "B", "S")
-WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "Q", "H", "W", "T")
+# As sacct, squeue and qstat call them (documented); any other state is that of a job that has ended.
+LIVE = (
+    "RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING",
+    "R", "E", "B", "S", "U",
+)  # fmt: skip
+WAITING = (
+    "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+    "Q", "H", "W", "T", "M",
+)  # fmt: skip
 TAIL_BYTES = 65536
 AT_ONCE = 500  # jobs that one question names (assumed: far below a command line's length)
 # Who else tells of an end, at the beginning of a line.
