@@ -20,7 +20,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from legw_hpc.submit import command
 from legw_hpc.sweep import missing
 
 KINDS = ("strong", "weak")
+RANKS, NODES = "1,2", "1,2,4"
 TASK_TIME = "00:20:00"  # assumed: start-up and 20 steps; `plan` tells what a step takes on the fewest nodes
 
 
@@ -88,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.draw:
             points = _wanted(options)
+            if options.machine:  # all of them before any is queued: the largest may want more nodes than there are
+                for point in points:
+                    _run(options, point, point.words(options.words[1:], options.steps, options.repeats), check=True)
             # Here once all of them, then again, so that a machine that slows down does so for all; arrays take all at once.
             for repeats in [options.repeats] if options.machine else range(1, options.repeats + 1):
                 for point in points:
@@ -108,10 +112,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=examples, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("words", nargs="+", metavar="RECIPE key=value", help="the recipe, and batch=... of the strong points")
-    parser.add_argument("--ranks", default="1,2", help="on this machine (default: 1,2)")
+    parser.add_argument("--ranks", help=f"on this machine (default: {RANKS})")
     parser.add_argument("--machine", help="submit a job array for each number of nodes instead")
-    parser.add_argument("--nodes", default="1,2,4", help="with --machine (default: 1,2,4)")
-    parser.add_argument("--time", default=TASK_TIME, help=f"with --machine: walltime of a run, HH:MM:SS (default: {TASK_TIME})")
+    parser.add_argument("--nodes", help=f"with --machine (default: {NODES})")
+    parser.add_argument("--time", help=f"with --machine: walltime of a run, HH:MM:SS (default: {TASK_TIME})")
     parser.add_argument("--dry-run", action="store_true", help="with --machine: print the scripts")
     parser.add_argument("--kinds", default="strong,weak", help="which (default: strong,weak)")
     parser.add_argument("--share", type=int, help="samples a rank of weak points (default: the batch over the most ranks)")
@@ -122,8 +126,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.job_arguments(parser.add_argument_group("with --machine, as legw-hpc submit takes them"))
     options = parser.parse_intermixed_args(arguments)
     options.submit = command.job_words(options) + (["--dry-run"] if options.dry_run else [])
-    if not options.machine and options.submit:
-        parser.error(f"{' '.join(options.submit)}: only with --machine")
+    of_machine = [f"--{name}={value}" for name in ("nodes", "time") if (value := getattr(options, name))] + options.submit
+    if not options.machine and of_machine:
+        parser.error(f"{' '.join(of_machine)}: only with --machine")
+    if options.machine and options.ranks:
+        parser.error(f"--ranks={options.ranks}: machine {options.machine} has its own: --set ranks=...")
     if options.steps <= scaling_report.WARM:
         parser.error(f"--steps {options.steps}: the first {scaling_report.WARM} are not counted")
     options.to = options.to or Path("runs/scaling") / Path(options.words[0]).stem
@@ -135,30 +142,33 @@ def _wanted(options: argparse.Namespace) -> list[Point]:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"--kinds {unknown[0]}: {' or '.join(KINDS)}")
     machine = command.machine_of(options) if options.machine else None
-    counts = list(_counts(options.nodes if machine else options.ranks))
+    counts = _counts(options.nodes or NODES) if machine else _counts(options.ranks or RANKS)
     options.threads = max(1, len(os.sched_getaffinity(0)) // max(counts))
     pairs = [(count * machine.ranks, count) if machine else (count, 0) for count in counts]
     return points(load(options.words[0], options.words[1:]).batch, pairs, kinds, options.share)
 
 
-def _counts(text: str) -> Iterator[int]:
-    for word in text.split(","):
-        if not word.isdigit() or not int(word):
-            raise InputError(f"{text}: expected numbers such as 1,2,4")
-        yield int(word)
+def _counts(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() and len(word) < 10 and int(word) for word in words):
+        raise InputError(f"{text}: expected numbers such as 1,2,4")
+    return sorted(set(map(int, words)))
 
 
-def _run(options: argparse.Namespace, point: Point, words: list[str]) -> None:
+def _run(options: argparse.Namespace, point: Point, words: list[str], check: bool = False) -> None:
+    """Train what is missing of a point, or submit it; or only see that it could be submitted."""
     folder, recipe = options.to / point.folder, options.words[0]
     if not (options.machine or any(word.startswith("threads=") for word in words)):
         words = [*words, f"threads={options.threads}"]  # as many at every point, or one rank would have all cores
     left = missing(cells(recipe, words), folder)
-    print(f"{point.folder}: batch {point.batch:,}, {len(left)} runs to do", flush=True)
+    if not check:
+        print(f"{point.folder}: batch {point.batch:,}, {len(left)} runs to do", flush=True)
     if options.machine and left:
-        submit = [sys.executable, "-m", "legw_hpc", "submit", recipe, *words, "--machine", options.machine]
-        submit += ["--nodes", str(point.nodes), "--time", options.time, "--array", "--to", str(folder), *options.submit]
-        if subprocess.run(submit).returncode:
-            raise InputError(f"{point.folder} was not submitted")
+        submit = [sys.executable, "-m", "legw_hpc", "submit", recipe, *words, "--machine", options.machine, "--array"]
+        submit += ["--nodes", str(point.nodes), "--time", options.time or TASK_TIME, "--to", str(folder), *options.submit]
+        done = subprocess.run([*submit, "--dry-run"], stdout=subprocess.DEVNULL) if check else subprocess.run(submit)
+        if done.returncode:
+            raise InputError(f"{point.folder} {'cannot be' if check else 'was not'} submitted")
     elif left:
         local_runs.train(left, folder, point.ranks, 1, lambda cell: print(f"  {cell.name}", flush=True))
 

@@ -203,7 +203,7 @@ def test_all_points_are_measured_once_and_then_again(tmp_path: Path, monkeypatch
 
 
 def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["mnist-lstm-sample", "--machine", "localhost", "--nodes", "1,2", "--to", str(tmp_path), "--dry-run"]
+    words = ["mnist-lstm-sample", "--machine", "localhost", "--nodes", "2,1,2", "--to", str(tmp_path), "--dry-run"]
     words += ["--partition", "short", "batch=256"]
     assert scaling_study.main(words) == 0
     scripts = capfd.readouterr().out
@@ -219,11 +219,38 @@ def test_on_a_cluster_a_point_is_a_job_array(tmp_path: Path, capfd: pytest.Captu
     assert (scripts.count(" batch=32 "), scripts.count(" batch=64 ")) == (9, 9)
 
 
+def test_a_study_that_a_machine_is_too_small_for_submits_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["mnist-lstm-sample", "--machine", "localhost", "--nodes", "1,1,8", "--kinds", "strong", "--to", str(tmp_path / "s")]
+    assert scaling_study.main([*words, "batch=256", "--set", "nodes=4"]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "legw-hpc: --nodes 8: machine localhost gives a job 1 to 4 nodes",
+        "scaling_study: strong-8-nodes-8-ranks cannot be submitted",
+    ]
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--nodes", "1,2,4"], "--nodes=1,2,4: only with --machine"),
+        (["--time", "01:00:00"], "--time=01:00:00: only with --machine"),
+        (["--machine", "localhost", "--ranks", "1"], "--ranks=1: machine localhost has its own"),
+    ],
+)
+def test_what_is_of_a_machine_trains_nothing_here(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        scaling_study.main(["mnist-lstm-sample", *words])
+    assert (end.value.code, named in capsys.readouterr().err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["mnist-lstm-sample", "--ranks", "1,x"], "1,x"),
         (["mnist-lstm-sample", "--ranks", "0"], "0"),
+        (["mnist-lstm-sample", "--ranks", "²"], "²: expected numbers such as 1,2,4"),
         (["mnist-lstm-sample", "--kinds", "weka"], "weka"),
         (["mnist-lstm-sample", "--ranks", "3", "batch=256"], "leaves 1"),
         (["mnist-lstm-sampel"], "mnist-lstm-sample"),
