@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import faulthandler
 import importlib
 import os
@@ -182,7 +183,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     first = launched().rank == 0
     code = errors.EXIT_DONE
     try:
-        _COMMANDS[options.command](options)
+        _run(options)
     except errors.InputError as error:
         code = errors.EXIT_INPUT
         if not first and not error.agreed:
@@ -204,12 +205,33 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _tell(first, "legw-hpc: interrupted")
     except BrokenPipeError:  # as in `... | head`: what only tells is done then
         code = errors.EXIT_DONE if options.command in ("plan", "status", "doctor") else EXIT_PIPE
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_no_more()
     except SystemExit as end:
         raise end
     except BaseException:
         _bug()
     sys.exit(code)
+
+
+def _run(options: argparse.Namespace) -> None:
+    """A command, and all that it prints.
+
+    Raises:
+        InputError: the disk is full of what the output goes to.
+    """
+    try:
+        _COMMANDS[options.command](options)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _say_no_more()
+        raise errors.InputError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _say_no_more() -> None:
+    """What is left of the output goes nowhere; else Python would fail to write it at its end, and tell another exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(first: bool, text: str) -> None:

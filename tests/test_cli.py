@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from legw_hpc.cli import parse
@@ -37,3 +41,19 @@ def test_what_a_command_does_not_know_is_refused(line: str, capsys: pytest.Captu
         parse(line.split())
     assert end.value.code == 2
     assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+NOBODY = {
+    "who reads no further": ('"$@" | true; exit ${PIPESTATUS[0]}', 0, ""),
+    "a full disk": ('"$@" >/dev/full', 2, "legw-hpc: the output cannot be written: No space left on device\n"),
+}
+
+
+@pytest.mark.parametrize("name", NOBODY)
+def test_output_that_nobody_can_take(name: str) -> None:
+    """It is buffered until the end, as it is unless PYTHONUNBUFFERED is set."""
+    shell, code, said = NOBODY[name]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    words = ["bash", "-c", shell, "bash", sys.executable, "-m", "legw_hpc", "plan", "mnist-lstm"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
