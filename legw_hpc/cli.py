@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _recipe_arguments(sweep)
     _local_arguments(sweep)
-    sweep.add_argument("--to", type=Path, help="folder of the runs, table and plot (default: runs/sweep/RECIPE)")
+    sweep.add_argument("--to", type=submit_command.folder, help="folder of the runs, table and plot (default: runs/sweep/RECIPE)")
     sweep.add_argument("--draw", action="store_true", help="run nothing: table and plot of what is finished")
     array = sweep.add_argument_group("job array", "what is missing as an array on a machine")
     array.add_argument("--machine", help="name of a machine (jobs/machines/), or path of a .toml file")

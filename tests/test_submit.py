@@ -220,7 +220,10 @@ WRONG_MACHINES = [
     (["gpus=4"], "one rank a GPU: ranks is 2, gpus is 4"),
     (["bind=false"], "KMP_AFFINITY needs bind"),
     (["walltime=2 days"], "walltime: expected HH:MM:SS"),
-    (["environment.A=1"], "environment.A must be text"),
+    (["environment.A=1.5"], "environment.A must be text, or a whole number"),
+    (["environment.A=true"], "environment.A must be text, or a whole number"),
+    (["local="], "local must be an absolute path, not ''"),
+    (["local=scratch"], "local must be an absolute path, not 'scratch'"),
     (["slurm.mpi=pmix;rm"], "slurm.mpi has characters"),
     (["slurm.partition=a;b"], "slurm.partition has characters"),
     (["slurm.options=[1]"], "slurm.options must be of single lines"),
@@ -232,6 +235,10 @@ WRONG_MACHINES = [
 def test_wrong_machine(changes: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         load("skylake", changes)
+
+
+def test_a_variable_may_be_a_whole_number() -> None:
+    assert "export KMP_BLOCKTIME=0\n" in send.text(job("skylake", changes=("environment.KMP_BLOCKTIME=0",)))
 
 
 def test_unknown_machine() -> None:

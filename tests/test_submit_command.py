@@ -95,6 +95,30 @@ def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stub
     assert "Invalid account" in cli(*login).stderr
 
 
+def test_the_script_names_the_folder_that_has_legw_hpc(
+    login: list[str], cli: Cli, stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip install --user` puts it elsewhere than where Python is."""
+    monkeypatch.setattr(sys, "prefix", "/nowhere")
+    assert f"\nexport PATH={stubs.bin}:$PATH\n" in cli(*login, "--dry-run").stdout
+    (stubs.folder / "own").mkdir()
+    (stubs.bin / "legw-hpc").rename(stubs.folder / "own/legw-hpc")
+    refused = cli(*login, "--dry-run")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "no legw-hpc in /nowhere/bin or on the PATH" in refused.stderr
+    assert cli(*login, "--dry-run", "--set", 'container=["apptainer", "exec", "x.sif"]').returncode == 0
+    monkeypatch.setattr(sys, "argv", ["own/legw-hpc"])
+    assert f"\nexport PATH={stubs.folder}/own:$PATH\n" in cli(*login, "--dry-run").stdout
+
+
+@pytest.mark.parametrize("command", [["submit", "--array"], ["sweep"]], ids=" ".join)
+def test_a_tilde_is_the_home(command: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    done = cli(*command, "mnist-lstm", "batch=256,512", "--to=~/grid", "--machine", "skylake", "--nodes", "1", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" out=/home/me/grid/") == 2
+
+
 def test_a_login_node_without_torch_submits_with_a_note(
     login: list[str], cli: Cli, stubs: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

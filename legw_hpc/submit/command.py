@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +25,17 @@ EXAMPLES = (
 )
 
 
+def folder(text: str) -> Path:
+    """Of an option: --to=~/grid is left as it is by bash."""
+    return Path(os.path.expanduser(text))
+
+
 def arguments(submit: argparse.ArgumentParser) -> None:
     """The options besides recipe and overrides."""
     submit.add_argument("--machine", required=True, help="name of a machine (jobs/machines/), or path of a .toml file")
     submit.add_argument("--nodes", type=int, required=True, help="of the job, or of each task of an array")
     submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
-    submit.add_argument("--to", type=Path, help="folder of an array's runs (default: runs/sweep/RECIPE)")
+    submit.add_argument("--to", type=folder, help="folder of an array's runs (default: runs/sweep/RECIPE)")
     array_arguments(submit)
 
 
@@ -95,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
         nodes=options.nodes, time=options.time, chain=options.chain, array=options.array,
         to=options.to,
         account=options.account, partition=options.partition, stage=options.stage, unpack=options.unpack,
-        bin=str(Path(sys.prefix) / "bin"),
+        bin="" if machine.container else str(_bin()),
     )  # fmt: skip
     job = make(options.recipe, options.overrides, machine, wanted)
     _check_choices([load(name, overrides) for name, *overrides in job.tasks])
@@ -116,6 +123,20 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"job {' '.join(ids)}: {job.nodes} nodes, {job.ranks} ranks, at most {job.node_hours:,.1f} node-hours{units}; {job.file}"
     )
+
+
+def _bin() -> Path:
+    """The folder of `legw-hpc`: of the one that runs, else of this Python's environment, else on the PATH (`pip --user`).
+
+    Raises:
+        InputError: there is none.
+    """
+    name = "legw-hpc"
+    running = sys.argv[0] if Path(sys.argv[0]).name == name else ""
+    for path in (running, f"{sys.prefix}/bin/{name}", shutil.which(name) or ""):
+        if os.access(path, os.X_OK):
+            return Path(path).absolute().parent
+    raise InputError(f"no {name} in {sys.prefix}/bin or on the PATH for the job to start: install this package")
 
 
 def _check_choices(recipes: Sequence[Recipe]) -> None:

@@ -235,11 +235,15 @@ def _check(machine: Machine) -> None:
         if not all(isinstance(line, str) and line and "\n" not in line for line in lines):
             raise InputError(f"{where}: {key} must be of single lines of text, not {lines!r}")
     for key, setting in machine.environment.items():
-        if not re.fullmatch(r"[A-Za-z_]\w*", key) or not isinstance(setting, str):
-            raise InputError(f"{where}: environment.{key} must be text under the name of a variable, not {setting!r}")
+        if not re.fullmatch(r"[A-Za-z_]\w*", key) or type(setting) not in (str, int):
+            raise InputError(
+                f"{where}: environment.{key} must be text, or a whole number, under the name of a variable, not {setting!r}"
+            )
     if "KMP_AFFINITY" in machine.environment and not machine.bind:
         # Unpinned, every rank's first thread is bound to core 0 (tensorflow#29354).
         raise InputError(f"{where}: environment.KMP_AFFINITY needs bind = true")
+    if not machine.local.startswith("/"):
+        raise InputError(f"{where}: local must be an absolute path, not {machine.local!r}")
     words = {
         "slurm.mpi": machine.slurm.mpi, "slurm.partition": machine.slurm.partition, "pbs.queue": machine.pbs.queue,
         "pbs.select": machine.pbs.select, "local": machine.local,
