@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from legw_hpc.submit import send
+from legw_hpc.submit.job import Options, make
+from legw_hpc.submit.machine import load
 from tests.conftest import Cli
 from tests.stubs import Stubs
 
@@ -41,6 +44,18 @@ def test_submit(scheduler: str, name: str, words: list[str], login: list[str], c
 
 def script_of(scheduler: str) -> str:
     return f"runs/x/jobs/1.{'sbatch' if scheduler == 'slurm' else 'pbs'}"
+
+
+@pytest.mark.usefixtures("login")
+def test_two_that_are_submitted_at_once_have_scripts_of_their_own(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have looked for a number before either has taken it."""
+    monkeypatch.chdir(stubs.folder)
+    made = make("mnist-lstm", ["out=runs/x"], load("localhost"), Options(nodes=1, time="00:30:00"))
+    scripts = [send.send(made)[1] for _ in range(2)]
+    assert scripts == [Path("runs/x/jobs/1.sbatch"), Path("runs/x/jobs/2.sbatch")]
+    assert [words[-1] for words in stubs.calls("sbatch")] == [str(script) for script in scripts]
+    lines = map(json.loads, (stubs.folder / "runs/x/jobs/submitted.jsonl").read_text().splitlines())
+    assert [line["script"] for line in lines] == [str(script) for script in scripts]
 
 
 def test_submit_ahead(login: list[str], cli: Cli, stubs: Stubs) -> None:
@@ -93,6 +108,7 @@ def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stub
     assert not (stubs.folder / "runs").exists()
     stubs.says("sbatch", "echo 'Batch job submission failed: Invalid account' >&2; exit 1")
     assert "Invalid account" in cli(*login).stderr
+    assert not (stubs.folder / "runs").exists()
 
 
 def test_the_script_names_the_folder_that_has_legw_hpc(

@@ -118,11 +118,9 @@ def run(options: argparse.Namespace) -> None:
         send.check_folder(recipe)
         send.check_start(recipe)
         send.check_data(recipe, machine if options.stage else None)
-    ids = send.send(job)
+    ids, file = send.send(job)
     units = f" = {job.node_hours * machine.charge:,.1f} units" if machine.charge not in (0, 1) else ""
-    print(
-        f"job {' '.join(ids)}: {job.nodes} nodes, {job.ranks} ranks, at most {job.node_hours:,.1f} node-hours{units}; {job.file}"
-    )
+    print(f"job {' '.join(ids)}: {job.nodes} nodes, {job.ranks} ranks, at most {job.node_hours:,.1f} node-hours{units}; {file}")
 
 
 def _bin() -> Path:

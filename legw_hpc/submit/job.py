@@ -143,7 +143,7 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
     return Job(
         name=job_name(first.name if options.array else f"b{first.batch}-{first.name}"),
         machine=machine, nodes=options.nodes, seconds=time, threads=threads, tasks=tasks, chain=options.chain,
-        file=folder / f"{_next_number(folder)}.{suffix}", account=options.account, partition=options.partition,
+        file=folder / f"{next_number(folder)}.{suffix}", account=options.account, partition=options.partition,
         bin=options.bin, stage=str(first.data.folder()) if options.stage else "", unpack=options.unpack,
         array=options.array,
     )  # fmt: skip
@@ -160,7 +160,7 @@ def _nobodys(cells: Sequence[grid.Cell], to: Path) -> list[grid.Cell]:
     return [cell for cell in cells if cell.name not in held]
 
 
-def _next_number(folder: Path) -> int:
+def next_number(folder: Path) -> int:
     """Of the next script in a jobs folder."""
     try:
         names = os.listdir(folder)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.owner import belongs
 from legw_hpc.recipe import Recipe
 from legw_hpc.submit import pbs, record, slurm
-from legw_hpc.submit.job import Job
+from legw_hpc.submit.job import Job, next_number
 from legw_hpc.submit.machine import Machine
 
 
@@ -42,11 +46,11 @@ def command(job: Job, after: str = "") -> list[str]:
     return ["qsub", *array, *wait, str(job.file)]
 
 
-def send(job: Job) -> list[str]:
+def send(job: Job) -> tuple[list[str], Path]:
     """Submit a job, or all jobs of a chain that is queued ahead.
 
     Returns:
-        The ids.
+        The ids, and the script: another than `job.file` where somebody else has just taken that name.
 
     Raises:
         InputError: no such scheduler here, or it refuses; its words are in the message.
@@ -54,7 +58,9 @@ def send(job: Job) -> list[str]:
     if shutil.which(command(job)[0]) is None:
         raise InputError(f"no {command(job)[0]} on the PATH: submit from a login node of the cluster, or see --dry-run")
     folder = job.file.parent
+    new = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
     make_folder(folder)  # SLURM does not, and a job without it dies in silence
+    job = _named(job)
     with written_whole(job.file) as aside:
         aside.write_text(text(job))
     job.file.chmod(0o755)
@@ -67,11 +73,34 @@ def send(job: Job) -> list[str]:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InputError(f"{words[0]}: {error}{before}") from None
         if done.returncode:
+            if not ids:
+                _take_away(job.file, new)
             raise InputError(f"{' '.join(words)}: {done.stderr.strip() or f'exit code {done.returncode}'}{before}")
         ids.append(done.stdout.strip().split("\n")[-1].split(";")[0])
         facts = {"script": str(job.file), "machine": job.machine.name, "nodes": job.nodes, "chain": job.chain}
         record.add(folder, job.machine.scheduler, ids[-1], job.runs, **facts)
-    return ids
+    return ids, job.file
+
+
+def _named(job: Job) -> Job:
+    """With the name of its script taken: of two that are submitted at once, one has the next number."""
+    while True:
+        try:
+            job.file.touch(exist_ok=False)
+        except FileExistsError:
+            job = dataclasses.replace(job, file=job.file.with_stem(str(next_number(job.file.parent))))
+        except OSError as error:
+            raise InputError(f"{job.file}: cannot be written: {error.strerror}") from None
+        else:
+            return job
+
+
+def _take_away(script: Path, new: Sequence[Path]) -> None:
+    """What a submission that was refused has made: the run would be shown as an empty one."""
+    script.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else has begun to use it
+        for folder in new:
+            folder.rmdir()
 
 
 def check_folder(recipe: Recipe) -> None:
