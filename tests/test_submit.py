@@ -20,6 +20,7 @@ from legw_hpc.submit import pbs, send, slurm
 from legw_hpc.submit.__main__ import scripts
 from legw_hpc.submit.job import Job, Options, job_name, make
 from legw_hpc.submit.machine import Machine, available, load
+from tests.stubs import Stubs
 
 ROOT = Path(__file__).parents[1]
 BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -258,13 +259,15 @@ def test_every_value_says_where_it_is_from(name: str) -> None:
         assert "=" not in line or re.search(r"# \w", line) or line.startswith("description = "), line
 
 
-def test_a_ladder_that_a_machine_is_too_small_for_submits_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dry", ["", "1"])
+def test_a_ladder_that_a_machine_is_too_small_for_submits_none(dry: str, tmp_path: Path) -> None:
     (tmp_path / "sbatch").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
     (tmp_path / "sbatch").chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin"
     words = ["bash", str(ROOT / "jobs/ladder.sh"), "knl-stampede2", "--set", "nodes=16"]
-    done = subprocess.run(words, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=100)
-    assert (done.returncode, (tmp_path / "called").exists()) == (2, False)
+    environment = os.environ | {"PATH": path, "DRY_RUN": dry}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, (tmp_path / "called").exists()) == (2, "", False)
     assert done.stderr.rstrip().endswith("--nodes 32: machine knl-stampede2 gives a job 1 to 16 nodes")
 
 
@@ -276,13 +279,30 @@ def test_job_names(text: str, name: str) -> None:
     assert job_name(text) == name
 
 
-def test_ladder() -> None:
+@pytest.mark.parametrize(
+    ("machine", "images", "said"),
+    [
+        ("skylak", "", "it knows the ranks of knl, knl-stampede2, skylake, gpu4 and gpu8, not of skylak: IMAGES="),
+        ("mine.toml", "48", "IMAGES=48: a node's images do not go evenly into a batch of 1024"),
+    ],
+)
+def test_a_ladder_of_nodes_that_are_not_known_is_refused(machine: str, images: str, said: str) -> None:
+    environment = os.environ | {"DRY_RUN": "1", "IMAGES": images}
+    done = subprocess.run(["bash", str(ROOT / "jobs/ladder.sh"), machine], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"jobs/ladder.sh: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ladder(stubs: Stubs) -> None:
+    """What it would submit; here `make` says that each can be."""
     for name in ("knl", "skylake", "gpu4", "gpu8"):
         done = subprocess.run(
             ["bash", str(ROOT / "jobs/ladder.sh"), name, "seed=2", "--chain", "2"],
-            env=os.environ | {"DRY_RUN": "1"}, capture_output=True, text=True,
+            env=stubs.environment | {"DRY_RUN": "1"}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert [words[-1] for words in stubs.calls("legw-hpc")[-6:]] == ["--dry-run"] * 6
         lines = [shlex.split(line) for line in done.stdout.splitlines()]
         assert [int(line[3].removeprefix("batch=")) for line in lines] == list(BATCHES)
         for words, batch in zip(lines, BATCHES, strict=True):
