@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_what_is_assumed_is_told(cli: Cli) -> None:
     fewer = cli(*words, "skylake", "--nodes", "64", "--set", "spare_cores=20").stdout
     assert "note     the rates are those of 2 x 22 threads a node" in fewer
     assert "note " not in told
+
+
+def test_a_case_of_which_no_job_comes_to_train_has_no_end(cli: Cli) -> None:
+    words = ("plan", RESNET, "batch=32768", "--machine", "knl", "--set", "walltime=00:05:00", "--nodes", "64")
+    done = cli(*words)
+    assert re.search(r"^ +64 .* [\d.]+ \([\d.]+ to no end\) ", done.stdout, re.M), done.stdout
+    assert "not on 64 nodes: " in done.stdout
+    assert "a job of 00:05:00 may be over before it has started to train" in done.stdout
+    (row,) = json.loads(cli(*words, "--json").stdout)["nodes"]
+    assert (row["hours"]["best"] > 1, row["hours"]["worst"], row["node_hours"]["worst"]) == (True, None, None)
 
 
 OPTIONS = {

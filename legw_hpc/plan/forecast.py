@@ -132,7 +132,8 @@ def forecast(derived: Derived, machine: Machine, performance: Performance, nodes
             start = [getattr(performance.start_s, case) + count * getattr(performance.start_s_per_node, case) for case in CASES]
             training = [sum(n * step(work, count, machine.ranks, speeds[case]).step for n, work in works[case]) for case in CASES]
             each = list(zip(start, training, strict=True))
-            hours = Range.of([(max(1, _jobs(machine, s, t)) * s + t) / 3600 for s, t in each])
+            # Without end in a case of which no job comes to train.
+            hours = Range.of([(n * s + t) / 3600 if (n := _jobs(machine, s, t)) else math.inf for s, t in each])
             row = replace(
                 row, splits=splits, samples_per_s=Range.of([recipe.batch / split.step for split in splits]),
                 hours=hours, node_hours=hours.times(count), units=hours.times(count * machine.charge),
@@ -223,4 +224,6 @@ def _plain(row: Row) -> dict[str, Any]:
         return {key: values[key] for key in ("nodes", "ranks", "share", "against")}
     values["step"] = {case: values["splits"][i] | {"step": row.splits[i].step} for i, case in enumerate(CASES)}
     del values["splits"]
+    for key in ("hours", "node_hours", "units"):  # JSON has no number without end
+        values[key] = {case: value if math.isfinite(value) else None for case, value in values[key].items()}
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -177,4 +178,6 @@ def _range(values: Range) -> str:
 
 
 def _number(value: float) -> str:
+    if math.isinf(value):
+        return "no end"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
