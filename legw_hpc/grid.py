@@ -12,6 +12,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.recipe import load
 
 SEEDS = "seeds"
+MOST_SEEDS = 10_000  # assumed: far more than anyone trains, and quickly told
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Cell:
     def name(self) -> str:
         """Of its folder: the same whichever grid the run is a cell of, so that none is trained twice."""
         return self.derived.recipe.run_name()
+
+    def out(self, to: Path) -> str:
+        """The word that names its folder in TO; braces are those of the folder, not of a pattern."""
+        return f"out={to / self.name}".replace("{", "{{").replace("}", "}}")
 
 
 def folder(recipe: str) -> Path:
@@ -93,7 +98,7 @@ def _alike(grid: Sequence[Cell], dimensions: Sequence[Sequence[str]], at: int) -
 
 
 def _seeds(recipe: str, first: Sequence[str], count: str) -> list[str]:
-    if not (count.isdigit() and int(count) >= 1):
-        raise InputError(f"seeds={count}: how many, a whole number of at least 1")
+    if not (count.isdecimal() and len(count) <= len(str(MOST_SEEDS)) and 1 <= int(count) <= MOST_SEEDS):
+        raise InputError(f"seeds={count[:20]}: how many, a whole number from 1 to {MOST_SEEDS:,}")
     seed = load(recipe, first).seed
     return [f"seed={seed + i}" for i in range(int(count))]

@@ -102,8 +102,7 @@ def _slots(ranks: int, jobs: int) -> list[set[int]]:
 
 def _start(cell: Cell, to: Path, ranks: int, cores: set[int]) -> subprocess.Popen[bytes]:
     command, environment = local_ranks(ranks) if ranks > 1 else ([], None)
-    out = str(to / cell.name).replace("{", "{{").replace("}", "}}")  # braces would be those of a pattern
-    command += [sys.executable, "-m", "legw_hpc", "train", cell.recipe, *cell.overrides, f"out={out}"]
+    command += [sys.executable, "-m", "legw_hpc", "train", cell.recipe, *cell.overrides, cell.out(to)]
     output = _output(cell, to)
     make_folder(output.parent)
     with output.open("ab") as file:

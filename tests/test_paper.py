@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from legw_hpc.grid import Cell
 from legw_hpc.paper import command, distance, pages, studies
 from legw_hpc.paper.studies import FIGURES, Study
 from legw_hpc.places import Place, Spread
+from legw_hpc.recipe import load
 from legw_hpc.records import Records
 from tests.conftest import Cli
 
@@ -196,6 +198,8 @@ def test_commands_of_what_is_missing(cli: Cli, tmp_path: Path) -> None:
         + lines[0][-8:]
     )
     assert cli("keep", "nowhere").returncode == 2
+    _, _, recipe, *typed = shlex.split(cli(*words, "--runs", "r{x}").stdout.splitlines()[0])
+    assert load(recipe, typed).out_folder().parent == Path("r{x}")
 
 
 def test_the_folder_of_a_sweep_is_kept(cli: Cli, tmp_path: Path) -> None:

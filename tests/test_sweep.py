@@ -48,6 +48,9 @@ def test_grids(name: str) -> None:
 BAD = [
     (["seeds=0"], "seeds=0"),
     (["seeds=2.5"], "seeds=2.5"),
+    (["seeds=²"], "seeds=²: how many, a whole number from 1 to 10,000"),
+    (["seeds=99999999"], "seeds=99999999: how many"),
+    (["seeds=" + "9" * 5000], "seeds=9{20}: how many"),
     (["seed=1,2", "seeds=2"], "seed"),
     (["batch=128,128"], "twice"),
     (["batch=128,512", "lr=1", "batch=256"], "batch is given twice: batch=128,512 batch=256"),

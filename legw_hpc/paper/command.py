@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     grid = _cells(names, applications, options.seeds)
     if options.commands:
         for cell in sweep.missing(grid, runs, to):
-            print(shlex.join(["legw-hpc", "train", cell.recipe, *cell.overrides, f"out={runs / cell.name}"]))
+            print(shlex.join(["legw-hpc", "train", cell.recipe, *cell.overrides, cell.out(runs)]))
         return
     kept, done = records.Records(to), records.Records(runs)
     failed = None

@@ -113,8 +113,8 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         if not left:
             raise InputError(f"{to}: all {len(cells)} cells of the grid are finished; see legw-hpc sweep --draw")
         left = _nobodys(left, to)
-        recipes = [load(recipe, [*cell.overrides, f"out={to / cell.name}"]) for cell in left]
-        tasks = tuple((recipe, *cell.overrides, f"out={to / cell.name}") for cell in left)
+        tasks = tuple((recipe, *cell.overrides, cell.out(to)) for cell in left)
+        recipes = [load(name, words) for name, *words in tasks]
         folder = to / JOBS
     else:
         if options.to is not None:
