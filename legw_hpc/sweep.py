@@ -82,10 +82,11 @@ def train_missing(
     left = missing(grid, to, *others)
     number = len(grid) - len(left)
 
-    longer = [cell for cell in left if (there := read(to / cell.name / LOG)) and there.steps > cell.derived.last]
-    for cell in longer:
+    barred = [cell for cell in left if (there := read(to / cell.name / LOG)) and there.steps > cell.derived.last]
+    for cell in barred:
         what = f"the run there is longer than {cell.derived.last} steps: another {another}"
         print(f"legw-hpc: {to / cell.name}: {what}", file=sys.stderr, flush=True)
+    barred += _without_data([cell for cell in left if cell not in barred])
 
     def told(cell: Cell) -> None:
         nonlocal number
@@ -96,9 +97,23 @@ def train_missing(
         print(f"[{number}/{len(grid)}] {cell.name}: {metric} {place.spread(metric)}", flush=True)
         ended(record)
 
-    local_runs.train([cell for cell in left if cell not in longer], to, ranks, jobs, told)
-    if longer:
-        raise InputError(f"{len(longer)} of {len(left)} cells cannot be trained, as told above")
+    local_runs.train([cell for cell in left if cell not in barred], to, ranks, jobs, told)
+    if barred:
+        raise InputError(f"{len(barred)} of {len(left)} cells cannot be trained, as told above")
+
+
+def _without_data(grid: Sequence[Cell]) -> list[Cell]:
+    """The cells whose data are not here; each folder is told once, in place of a process a cell that finds out."""
+    from legw_hpc.data.format import read_index  # numpy
+
+    found = []
+    for folder in dict.fromkeys(cell.derived.recipe.data.folder() for cell in grid):
+        try:
+            read_index(folder)
+        except InputError as error:
+            print(f"legw-hpc: {error}", file=sys.stderr, flush=True)
+            found += [cell for cell in grid if cell.derived.recipe.data.folder() == folder]
+    return found
 
 
 def tell_other_data(found: Sequence[Place]) -> None:

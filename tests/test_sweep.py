@@ -200,6 +200,16 @@ def test_a_cell_that_fails_is_told_and_does_not_stop_a_sweep(cli: Cli, grid: lis
     assert (tmp_path / "s" / "table.md").read_text().count("| missing |") == 1
 
 
+def test_data_that_are_not_here_are_told_once_and_nothing_starts(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    done = cli(*grid, "data.dir=nowhere", "batch=32,96", "seeds=2", "--to", "s")
+    assert (done.returncode, done.stdout) == (2, "0 of 4 cells are finished\n")
+    assert done.stderr.splitlines() == [
+        "legw-hpc: nowhere/index.json: not found (no such folder); `legw-hpc data` makes shards",
+        "legw-hpc: 4 of 4 cells cannot be trained, as told above",
+    ]
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_result_of_other_data_is_told(cli: Cli, grid: list[str], tmp_path: Path) -> None:
     words = [*grid, "batch=96", "max_steps=2", "--to", "s"]
     assert "other data" not in cli(*words).stderr
