@@ -87,7 +87,7 @@ def test_a_run_that_has_a_job_is_not_submitted_again(login: list[str], cli: Cli,
 def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = cli(*[word if not word.startswith("data.dir") else "data.dir=nowhere" for word in login])
     assert missing.returncode == 2
-    assert "nowhere: no shards here" in missing.stderr
+    assert "nowhere/index.json: not found (no such folder)" in missing.stderr
     for wrong, named in {
         "options.init=foo": "foo", "options.foo=1": "foo", "solvers.momentum.momentm=0.9": "momentm",
         "solvers.momentum.momentum=2": "momentum must be a number", "start=runs/gone": "start=runs/gone: no run there",

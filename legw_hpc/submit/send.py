@@ -151,8 +151,6 @@ def check_data(recipe: Recipe, staged: Machine | None = None) -> None:
     from legw_hpc.data.format import read_index  # numpy
 
     folder = recipe.data.folder()
-    if not (folder / "index.json").exists():
-        raise InputError(f"{folder}: no shards here (index.json); see legw-hpc data --help, or data.dir=...")
     check_samples(recipe, read_index(folder)["splits"].get("train", {}).get("count"))
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     if staged and size > staged.local_gb:
