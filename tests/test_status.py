@@ -153,10 +153,10 @@ def test_words(tmp_path: Path) -> None:
 SCHEDULERS = [
     ("slurm", {"sacct": "echo '7|RUNNING'"}, "RUNNING"),
     ("slurm", {"sacct": "echo '7|CANCELLED by 0'"}, "CANCELLED"),
-    ("slurm", {"sacct": "echo '7_[0-1]|PENDING'", "scontrol": "echo JobState=RUNNING"}, "RUNNING"),
-    ("slurm", {"sacct": "echo '8|RUNNING'", "scontrol": "echo JobId=7 JobState=PENDING"}, "PENDING"),
-    ("slurm", {"sacct": "exit 1", "scontrol": "echo JobId=7 JobName=x JobState=PENDING Reason=BeginTime"}, "PENDING"),
-    ("slurm", {"sacct": "exit 1", "scontrol": "exit 1"}, ""),
+    ("slurm", {"sacct": "echo '7_[0-1]|PENDING'", "squeue": "echo '7|RUNNING'"}, "RUNNING"),
+    ("slurm", {"sacct": "echo '8|RUNNING'", "squeue": "echo '7|PENDING'"}, "PENDING"),
+    ("slurm", {"sacct": "exit 1", "squeue": "echo '7|PENDING'"}, "PENDING"),
+    ("slurm", {"sacct": "exit 1", "squeue": "exit 1"}, ""),
     ("slurm", {}, ""),
     ("pbs", {"qstat": """echo '{"Jobs": {"7": {"job_state": "R"}}}'"""}, "R"),
     ("pbs", {"qstat": """echo '{"Jobs": {"7": {"job_state": "F", "Exit_status": 85}}}'"""}, "F 85"),
@@ -186,7 +186,7 @@ def test_the_scheduler_is_asked_once_for_all_jobs(cli: Cli, tmp_path: Path, monk
         record.add(place, "slurm", array, [f"lr={i}" for i in range(40)])
     (tmp_path / "bin").mkdir()
     told = ["20_[0-9,11-38%4]|COMPLETED", "20_10|COMPLETED by 0", "20_39|COMPLETED", "21_[0-39]|COMPLETED", "22_[0-39]|COMPLETED"]
-    options = "--noheader|--parsable2|--allocations|--format|--jobs|[0-9]*"  # an older one refuses others
+    options = "--noheader|--parsable2|--allocations|--format|--jobs"  # an older one refuses others
     known = f"for word in ${{@%%=*}}; do case $word in {options}) ;; *) exit 1;; esac; done"
     body = f"{known}; echo >>{tmp_path}/calls; " + "; ".join(f"echo '{line}'" for line in told)
     (tmp_path / "bin/sacct").write_text(f"#!/bin/bash\n{body}\n")
@@ -194,6 +194,37 @@ def test_the_scheduler_is_asked_once_for_all_jobs(cli: Cli, tmp_path: Path, monk
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
     assert cli("status", "grid").stdout.count(": COMPLETED") == 120
     assert (tmp_path / "calls").read_text().count("\n") == 1
+
+
+# What the commands are asked for three jobs, and what they tell: the accounting of none, PBS's history of one.
+ASKED = {
+    "slurm": (
+        {"sacct": "exit 1", "squeue": "echo '7_1|RUNNING'; echo '8|PENDING'"},
+        ["7_1", "8", "9"], ["RUNNING", "PENDING", ""], 2,
+    ),
+    "pbs": (
+        {"qstat": """[ $1 = -f ] || { echo '{"Jobs": {"7[1].host": {"job_state": "F", "Exit_status": 85}}}'; exit 35; }
+                     echo '{"Jobs": {"8.host.domain": {"job_state": "Q"}}}'"""},
+        ["7[1].host", "8.host", "9.host"], ["F 85", "Q", ""], 2,
+    ),
+    "pbs that writes no JSON of one": (
+        {"qstat": """case $* in *7.host*) echo '{"Jobs": {"' ;; *) echo '{"Jobs": {"8.host": {"job_state": "R"}}}' ;; esac"""},
+        ["7.host", "8.host"], ["", "R"], 4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_question_is_for_all_jobs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands, ids, states, questions = ASKED[name]
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    (tmp_path / "bin").mkdir()
+    for command, body in commands.items():
+        (tmp_path / "bin" / command).write_text(f"#!/bin/bash\necho >>{tmp_path}/calls\n{body}\n")
+        (tmp_path / "bin" / command).chmod(0o755)
+    jobs = [record.Submitted(name.split()[0], each, tmp_path) for each in ids]
+    assert record.states(jobs) == dict(zip(ids, states, strict=True))
+    assert (tmp_path / "calls").read_text().count("\n") == questions
 
 
 @pytest.mark.parametrize(

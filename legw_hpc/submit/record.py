@@ -11,8 +11,9 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,18 +131,28 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 def states(submitted: Sequence[Submitted]) -> dict[str, str]:
     """Of each job by id, as its scheduler calls it; "" where it does not answer or has forgotten."""
     found: dict[str, str] = {}
-    slurm = [job.id for job in submitted if job.scheduler == "slurm"]
-    for begin in range(0, len(slurm), AT_ONCE):
-        found |= _accounted(slurm[begin : begin + AT_ONCE])
-    for job in submitted:
-        if job.id not in found:
-            found[job.id] = _slurm_state(job.id) if job.scheduler == "slurm" else _pbs_state(job.id)
-    return found
+    for scheduler, questions in _QUESTIONS.items():
+        for ask in questions:
+            left = [job.id for job in submitted if job.scheduler == scheduler and job.id not in found]
+            for begin in range(0, len(left), AT_ONCE):
+                found |= ask(left[begin : begin + AT_ONCE])
+    return {job.id: found.get(job.id, "") for job in submitted}
 
 
 def _accounted(names: Sequence[str]) -> dict[str, str]:
-    """Those that SLURM's accounting tells of, in one question: a line a job, or one for the tasks of an array that wait."""
-    told = _ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs", ",".join(names))
+    """Those that SLURM's accounting tells of: a line a job, or one for the tasks of an array that wait."""
+    ids = ",".join(names)
+    return _slurm(names, _ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={ids}"))
+
+
+def _controlled(names: Sequence[str]) -> dict[str, str]:
+    """Those that SLURM's controller tells of: without accounting, and until some minutes after their end."""
+    ids = ",".join(names)
+    return _slurm(names, _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--jobs={ids}"))
+
+
+def _slurm(names: Sequence[str], told: str) -> dict[str, str]:
+    """Of lines ID|STATE."""
     lines = [line.partition("|") for line in told.splitlines()]
     return {name: state.split()[0] for ids, _, state in lines for name in _each(ids) if name in names and state.split()}
 
@@ -155,20 +166,24 @@ def _each(ids: str) -> list[str]:
     return [f"{array}_{number}" for begin, _, end in spans for number in range(int(begin), int(end or begin) + 1)]
 
 
-def _slurm_state(name: str) -> str:
-    """Without accounting: the controller knows a job for some minutes after its end."""
-    shown = _ask("scontrol", "--oneliner", "show", "job", name).split()
-    return next((word.removeprefix("JobState=") for word in shown if word.startswith("JobState=")), "")
+def _pbs(how: str, names: Sequence[str]) -> dict[str, str]:
+    """Those that PBS tells of; by "-xf" jobs that have ended, too, where the site keeps them."""
+    told = _ask("qstat", how, "-F", "json", *names)
+    try:
+        jobs = {name.partition(".")[0]: job for name, job in json.loads(told)["Jobs"].items()}  # without the server's name
+        known = {name: job for name in names if (job := jobs.get(name.partition(".")[0]))}
+        return {name: f"{job['job_state']} {job.get('Exit_status', '')}".strip() for name, job in known.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # A job may have what makes no JSON of the answer: of the others each by itself.
+        apart = [_pbs(how, [name]) for name in names] if told and len(names) > 1 else []
+        return {name: state for each in apart for name, state in each.items()}
 
 
-def _pbs_state(name: str) -> str:
-    for known in ("-xf", "-f"):  # jobs that have ended, too, where the site keeps them
-        try:
-            (job,) = json.loads(_ask("qstat", known, "-F", "json", name))["Jobs"].values()
-            return f"{job['job_state']} {job.get('Exit_status', '')}".strip()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return ""
+# The later ones are for jobs that those before do not tell of.
+_QUESTIONS: dict[str, tuple[Callable[[Sequence[str]], dict[str, str]], ...]] = {
+    "slurm": (_accounted, _controlled),
+    "pbs": (partial(_pbs, "-xf"), partial(_pbs, "-f")),
+}
 
 
 def _ask(*words: str) -> str:
