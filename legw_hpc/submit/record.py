@@ -147,7 +147,7 @@ def _accounted(names: Sequence[str]) -> dict[str, str]:
 
 def _controlled(names: Sequence[str]) -> dict[str, str]:
     """Those that SLURM's controller tells of: without accounting, and until some minutes after their end."""
-    ids = ",".join(names)
+    ids = ",".join(dict.fromkeys(name.partition("_")[0] for name in names))  # of a whole array, whose tasks may share a line
     return _slurm(names, _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--jobs={ids}"))
 
 
