@@ -38,7 +38,7 @@ class Status:
         state: "done", "diverged", "running", or one of STATES.
         step, steps: done, and of the whole run.
         eta_seconds: to the last step at the last rate, evaluations not counted; only of a running one.
-        error: what it ended with, or the last line of its jobs' output that says what was wrong.
+        error: what it ended with, or the last line of its jobs' output that says what was wrong, or the last of all.
         jobs: (id, state) of the jobs that were submitted for it; the state is "" where no scheduler answers.
     """
 

@@ -84,7 +84,7 @@ def text(job: Job) -> str:
         "    # In the background: bash runs a trap only between commands, or in `wait`, which then returns over 128.",
         *(["    export SLURM_WAIT=20  # seconds: a rank that has died ends the others"] if srun else []),
         f'    "${{launch[@]}}" {program.words(job)} train "$@" & run=$!',
-        '    [ -z "$asked" ] || { sleep 1; kill -USR1 "$run"; }  # it came between the two',
+        '    [ -z "$asked" ] || { sleep 1; kill -USR1 "$run" 2>/dev/null || true; }  # it came between the two',
         '    while rc=0; wait "$run" || rc=$?; [ "$rc" -gt 128 ] && kill -0 "$run" 2>/dev/null; do :; done',
         "fi",
         "trap '' USR1",
