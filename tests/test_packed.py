@@ -35,7 +35,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "legw_hpc", folder / "a path/legw_hpc", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "a path/legw_hpc/COMMIT").write_text(str(runlog.commit()))
     environment = os.environ | {"VENV": str(folder / "v"), "PYTHONPATH": f"{folder / 'a path'}:{PACKAGES}"}
-    done = subprocess.run([ROOT / "jobs/pack.sh", folder / "env.run"], env=environment, capture_output=True, text=True)
+    words = [ROOT / "jobs/pack.sh", folder / "env.run"]
+    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("v", "a path"):  # nothing may be read there any more
         shutil.rmtree(folder / name)
