@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Data:
     def folder(self) -> Path:
         """The data folder as a path."""
         kind, _, name = self.dir.partition(":")
-        return SAMPLES / name if kind == "package" and name else Path(self.dir)
+        return SAMPLES / name if kind == "package" and name else Path(os.path.expanduser(self.dir))
 
     def steps_per_epoch(self, batch: int) -> int:
         """Of batches of so many samples, or rows of a text."""
@@ -172,10 +173,10 @@ class Recipe:
     stall_minutes: float = 5.0  # assumed: longer than rank 0 takes to write a checkpoint
 
     def out_folder(self) -> Path:
-        """The run folder with its blanks filled in."""
+        """The run folder with its blanks filled in; bash leaves the tilde of out=~/run as it is."""
         values = {key: getattr(self, key) for key in ("name", "batch", "scheme", "solver", "seed")}
         try:
-            return Path(self.out.format(**values))
+            return Path(os.path.expanduser(self.out.format(**values)))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise InputError(f"out={self.out}: knows {', '.join('{' + key + '}' for key in values)} only ({error!r})") from None
 

@@ -168,6 +168,12 @@ def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
     assert recipe.out_folder() == Path("runs/mine-momentum-legw-b16-s1")
 
 
+def test_a_tilde_is_the_home() -> None:
+    """bash leaves that of out=~/run as it is, and a folder of that name would be one `rm -r` from the home."""
+    recipe = load("mnist-lstm", ["out=~/run", "data.dir=~/data"])
+    assert (recipe.out_folder(), recipe.data.folder()) == (Path.home() / "run", Path.home() / "data")
+
+
 # What the user typed, and words that the one line of the answer must have.
 BAD = [
     (["bach=8192"], ["bach", "batch"]),

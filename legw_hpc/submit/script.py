@@ -25,8 +25,6 @@ def environment(job: Job) -> list[str]:
     exported = {
         # PBS would give a rank all the cores of its chunk; a recipe's threads=N wins.
         "OMP_NUM_THREADS": str(job.threads),
-        # Horovod never ends a stalled run by itself; after our own watchdog, which names the rank.
-        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
         **launch.environment(machine),
         **machine.environment,
     }
@@ -39,8 +37,7 @@ def environment(job: Job) -> list[str]:
 
 def exported_names(job: Job) -> list[str]:
     """Of the variables that ranks on other hosts need, where the launcher does not carry all."""
-    own = ["OMP_NUM_THREADS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", *job.machine.environment]
-    return ["PATH", "LD_LIBRARY_PATH", "PYTHONPATH", *own]
+    return ["PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS", *job.machine.environment]
 
 
 def arguments(job: Job, task: str) -> list[str]:
