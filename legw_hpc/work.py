@@ -151,7 +151,7 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     with comm.together():
         app = _application(recipe)
         training, evaluated = _open(recipe, app, comm.size)
-    verify_together((training, *evaluated) if recipe.data.verify else (), comm)
+    verify_together((training, *evaluated), comm, recipe.data.verify)
     with comm.together():
         derived = derive(recipe)
         device = choose_device(recipe.device, comm)

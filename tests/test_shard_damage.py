@@ -54,8 +54,14 @@ def replace(path: Path, dataset: str, values: Any) -> None:
         file[dataset] = values
 
 
+def opened(folder: Path) -> None:
+    """All shards for training, without reading a sample."""
+    for file in Shards(folder, "train").files:
+        assert file.datasets
+
+
 SHARD = "train-00001.h5"
-OPENING = {  # found when the folder is opened
+OPENING = {  # found when the folder is opened, or a shard of it
     "folder missing": (lambda d: shutil.rmtree(d), ["no such folder"]),
     "index missing": (lambda d: (d / INDEX).unlink(), [INDEX, "unfinished"]),
     "index is not JSON": (lambda d: (d / INDEX).write_text("{"), [INDEX, "JSON"]),
@@ -137,7 +143,7 @@ def test_damage_is_named(tmp_path: Path, name: str) -> None:
     harm, words = (OPENING | READING)[name]
     harm(folder)
     with pytest.raises(InputError) as caught:
-        verify(folder) if name in READING else Shards(folder, "train")
+        verify(folder) if name in READING else opened(folder)
     text = str(caught.value)
     assert "\n" not in text.replace("\\n", "")
     for word in words:
@@ -147,8 +153,9 @@ def test_damage_is_named(tmp_path: Path, name: str) -> None:
 def test_a_label_out_of_range_is_found_though_its_checksum_is_right(tmp_path: Path) -> None:
     write(tmp_path / "d", samples(5))
     rewrite_index(tmp_path / "d", lambda i: i["splits"]["train"]["fields"]["label"].update(classes=1))
-    with pytest.raises(InputError, match="out of range for 1 classes"):
-        Shards(tmp_path / "d", "train")
+    opened(tmp_path / "d")
+    with pytest.raises(InputError, match=r"train-00000\.h5: label of sample \d is \d, out of range for 1 classes"):
+        verify(tmp_path / "d")
 
 
 # --- elements of elsewhere --------------------------------------------------------------------------
@@ -215,7 +222,7 @@ def test_a_shard_reads_no_other_file(tmp_path: Path, name: str, repaired: bool) 
         if "link" not in name and name != "group":
             file[dataset].attrs.update(attributes)
     with pytest.raises(InputError, match=rf"{SHARD}: .*refers to another file \({re.escape(how)}"):
-        repair_index(folder) if repaired else Shards(folder, "train")
+        repair_index(folder) if repaired else opened(folder)
 
 
 # --- the header: compared before HDF5 parses it ----------------------------------------------------
@@ -245,11 +252,11 @@ def test_a_flipped_bit_in_a_header_never_reaches_hdf5(
     for at in rng.choice(places, 300, replace=False):
         flip_byte(folder / SHARD, int(at), int(rng.integers(8)))
         with pytest.raises(InputError, match=rf"{SHARD}: its header is damaged: SHA-256"):
-            Shards(folder, "train")
+            opened(folder)
         (folder / SHARD).write_bytes(whole)
     (folder / SHARD).write_bytes(whole[:-1])
     with pytest.raises(InputError, match=rf"{SHARD}: truncated: {len(whole) - 1} bytes, the index says {len(whole)}"):
-        Shards(folder, "train")
+        opened(folder)
 
 
 def unreachable(*arguments: Any, **options: Any) -> None:

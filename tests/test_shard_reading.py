@@ -48,6 +48,37 @@ def test_a_shard_that_changes_while_it_is_read_is_named(tmp_path: Path, name: st
         files[1].check_unchanged()
 
 
+OPENED = """
+import sys
+from pathlib import Path
+from legw_hpc.comm import Serial
+from legw_hpc.data.shards import Shards, verify_together
+class Rank(Serial):
+    def gather(self, value):
+        return [value] * self.size
+comm = Rank()
+comm.rank, comm.size = 1, 2
+data = Shards(Path(sys.argv[1]), "train")
+seen = []
+sys.addaudithook(lambda event, what: event == "open" and str(what[0]).endswith(".h5") and seen.append(Path(what[0]).name))
+verify_together((data,), comm, samples=sys.argv[2] == "samples")
+print(*seen)
+for file in data.files:
+    file.datasets
+print(*seen)
+"""
+
+
+@pytest.mark.parametrize("samples_too", ["samples", "headers"])
+def test_a_rank_opens_what_it_verifies_and_each_shard_once(tmp_path: Path, samples_too: str) -> None:
+    """Beside HDF5's own opening, which no hook sees."""
+    write(tmp_path / "d", samples(40), per_shard=7)
+    words = [sys.executable, "-c", OPENED, str(tmp_path / "d"), samples_too]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    mine, rest = ([f"train-0000{number}.h5" for number in numbers] for numbers in ([1, 3, 5], [0, 2, 4]))
+    assert done.stdout.splitlines() == [" ".join(mine), " ".join(mine + rest)], done.stderr
+
+
 OPEN = """
 import os, resource, sys
 from pathlib import Path
@@ -256,7 +287,7 @@ def test_every_copy_is_verified(tmp_path: Path, name: str, monkeypatch: pytest.M
     for rank, folder in enumerate(places):
         data, seen = Shards(tmp_path / folder, "train"), list[int]()
         for number, file in enumerate(data.files):
-            monkeypatch.setattr(file, "verify", lambda number=number, seen=seen: seen.append(number))
+            monkeypatch.setattr(file, "verify", lambda samples, number=number, seen=seen: seen.append(number))
         verify_together((data,), Rank(rank, copies))
         found.append(seen)
     assert found == wanted

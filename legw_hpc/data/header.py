@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 
 from legw_hpc.data.format import Header
-from legw_hpc.data.reading import Reader, tried
+from legw_hpc.data.reading import Reader
 from legw_hpc.errors import InputError
 
 PIECE_BYTES = 64 << 20
@@ -33,21 +33,26 @@ def measure(path: Path) -> Header:
     with h5py.File(path, "r", locking=False) as file:
         file.visititems(add)
     size, joined = path.stat().st_size, _joined(elements)
-    return Header(size, joined, _sha256(path, size, joined))
+    return Header(size, joined, _sha256(Reader(path), size, joined))
 
 
-def compare(path: Path, header: Header) -> None:
+def compare(reader: Reader, size: int, header: Header) -> None:
     """Refuse a file whose header is not the one that was measured.
+
+    Args:
+        reader: of the file.
+        size: of the file, in bytes.
+        header: that was measured.
 
     Raises:
         InputError: with both values.
     """
-    size = tried(lambda: path.stat().st_size, str(path))
+    path = reader.path
     if size != header.bytes:
         raise InputError(
             f"{path}: {'truncated' if size < header.bytes else 'damaged'}: {size} bytes, the index says {header.bytes}"
         )
-    found = _sha256(path, size, header.elements)
+    found = _sha256(reader, size, header.elements)
     if found != header.sha256:
         raise InputError(f"{path}: its header is damaged: SHA-256 {found[:16]}..., the index says {header.sha256[:16]}...")
 
@@ -71,8 +76,8 @@ def _joined(elements: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(joined)
 
 
-def _sha256(path: Path, size: int, elements: tuple[tuple[int, int], ...]) -> str:
-    reader, whole, start = Reader(path), hashlib.sha256(), 0
+def _sha256(reader: Reader, size: int, elements: tuple[tuple[int, int], ...]) -> str:
+    whole, start = hashlib.sha256(), 0
     for end, after in (*elements, (size, size)):
         for piece in range(start, end, PIECE_BYTES):
             whole.update(reader.read(piece, min(end, piece + PIECE_BYTES)))

@@ -18,6 +18,7 @@ import h5py
 from legw_hpc.data import header
 from legw_hpc.data.files import written_whole
 from legw_hpc.data.format import FORMAT, INDEX, VERSION, read_index, shard_from
+from legw_hpc.data.reading import Reader
 from legw_hpc.data.shardfile import leads_out
 from legw_hpc.data.shards import verify
 from legw_hpc.data.writer import NOTES
@@ -67,7 +68,7 @@ def _splits(folder: Path, old: Mapping[str, Any]) -> dict[str, Any]:
         if not path.is_file():
             raise InputError(f"{path}: this shard is missing")
         if name in listed and (known := shard_from(folder, listed[name]).header):
-            header.compare(path, known)
+            header.compare(Reader(path), path.stat().st_size, known)
         before.append(_described(path))
     told = {name: field["classes"] for entry in old.get("splits", {}).values() for name, field in entry["fields"].items()}
     classes = _classes([shard for each in shards.values() for shard in each], told)

@@ -34,7 +34,7 @@ OPEN_FILES = 3
 
 
 class ShardFile:
-    """A shard as the index describes it.
+    """A shard as the index describes it, opened when its samples are first asked for: not every rank reads every shard.
 
     Args:
         path: of the file.
@@ -43,29 +43,34 @@ class ShardFile:
         fields: of the split.
 
     Raises:
-        InputError: missing, damaged in its header, or other than the index says.
+        InputError: missing.
     """
 
     def __init__(self, path: Path, split: str, shard: Shard, fields: Mapping[str, Field]):
-        self.path, self.shard, self.fields = path, shard, fields
+        self.path, self.split, self.shard, self.fields = path, split, shard, fields
         try:
-            self._stamp = tried(lambda: _stamp(path), str(path), absent=True)  # before it is read
+            self.status = tried(path.stat, str(path), absent=True)  # before it is read
         except FileNotFoundError:
             raise InputError(f"{path}: this shard is missing; the index names it") from None
-        if shard.header is not None:
-            header.compare(path, shard.header)
-        self.datasets: dict[str, Any] = {}
-        try:
-            self._open(_open_file(path, split, shard.count))
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # HDF5's many words for damage
-            raise InputError(f"{path}: damaged: {type(error).__name__} {error}") from None
         self._take = _named(_take, path)
-        for name, field in fields.items():
-            if field.classes is not None:  # a wrong label would end the training in the loss
-                check_labels(str(path), name, field, _whole(self.datasets[name], f"{path}: {name}"))
 
-    def _open(self, file: h5py.File) -> None:
+    @functools.cached_property
+    def datasets(self) -> dict[str, Any]:
+        """By name: maps, arrays, or h5py's; opened now if they were not.
+
+        Raises:
+            InputError: damaged in its header, or other than the index says.
+        """
         reader = Reader(self.path)
+        if self.shard.header is not None:
+            header.compare(reader, self.status.st_size, self.shard.header)
+        try:
+            return self._open(reader, _open_file(self.path, self.split, self.shard.count))
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # HDF5's many words for damage
+            raise InputError(f"{self.path}: damaged: {type(error).__name__} {error}") from None
+
+    def _open(self, reader: Reader, file: h5py.File) -> dict[str, Any]:
+        datasets = {}
         for name, field in self.fields.items():
             for dataset_name, (dtype, shape) in expected_datasets(name, field, self.shard.count).items():
                 if how := leads_out(file, dataset_name):
@@ -81,7 +86,8 @@ class ShardFile:
                         f"{self.path}: {dataset_name} is {dataset.shape} {dataset.dtype}, the index says "
                         f"{tuple('any' if n is None else n for n in shape)} {np.dtype(dtype)}"
                     )
-                self.datasets[dataset_name] = _array(reader, dataset, packed=dataset_name == f"{name}/bytes")
+                datasets[dataset_name] = _array(reader, self.status.st_size, dataset, packed=dataset_name == f"{name}/bytes")
+        return datasets
 
     def take(self, name: str, samples: NDArray[np.int64]) -> Any:
         """The field of samples of this shard: an array [n, *shape], or a list of bytes."""
@@ -91,36 +97,46 @@ class ShardFile:
         offsets = self._take(self.datasets[f"{name}/offsets"], np.stack([samples, samples + 1]))
         return [bytes(packed[start:end]) for start, end in offsets.T.tolist()]
 
-    def verify(self) -> None:
-        """Read every sample and compare checksums and offsets.
+    def verify(self, samples: bool = True) -> None:
+        """Open it, and read every sample: label ranges, checksums and offsets.
+
+        Args:
+            samples: else open it alone.
 
         Raises:
             InputError: the first fault, with file, dataset and both values.
         """
-        for name, values in self.datasets.items():
+        datasets = self.datasets
+        if not samples:
+            return
+        for name, field in self.fields.items():
+            if field.classes is not None:  # a wrong label would end the training in the loss
+                check_labels(str(self.path), name, field, _whole(datasets[name], f"{self.path}: {name}"))
+        for name, values in datasets.items():
             rows = 0 if isinstance(values, np.ndarray) else max(1, KEEP_BYTES * len(values) // max(1, values.nbytes))
             wanted = self.shard.sha256.get(name, "nothing")
             found = tried(functools.partial(_named(sha256, self.path), values, rows), f"{self.path}: {name}")
             if found != wanted:
                 raise InputError(f"{self.path}: {name} is damaged: SHA-256 {found[:16]}..., the index says {wanted[:16]}...")
             if name.endswith("/offsets"):
-                size = len(self.datasets[name.removesuffix("offsets") + "bytes"])
+                size = len(datasets[name.removesuffix("offsets") + "bytes"])
                 offsets = _whole(values, f"{self.path}: {name}")
                 if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) < 0).any():
                     raise InputError(f"{self.path}: {name} does not rise from 0 to {size}, the length of the bytes")
 
     def check_unchanged(self) -> None:
-        """Refuse a file that is another than when it was opened, by size and time of change.
+        """Refuse a file that is another than when the split was opened, by size and time of change.
 
         Raises:
             InputError: with both.
         """
         try:
-            now = tried(lambda: _stamp(self.path), str(self.path), absent=True)
+            now = tried(self.path.stat, str(self.path), absent=True)
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: gone since it was opened: {error.strerror}") from None
-        if now != self._stamp:
-            what = [f"{size} bytes, changed at {time / 1e9:.3f}" for size, time in (self._stamp, now)]
+        # Not the inode's number: FUSE and some network file systems number anew, and a copy of one size and time is the same.
+        if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
+            what = [f"{at.st_size} bytes, changed at {at.st_mtime_ns / 1e9:.3f}" for at in (self.status, now)]
             raise InputError(f"{self.path}: replaced or changed while it was read: it was {what[0]}; it is {what[1]}")
 
 
@@ -139,13 +155,13 @@ class _Packed:
         return np.frombuffer(self._reader.read(self._offset + start, self._offset + end), np.uint8)
 
 
-def _array(reader: Reader, dataset: h5py.Dataset, packed: bool) -> Any:
+def _array(reader: Reader, size: int, dataset: h5py.Dataset, packed: bool) -> Any:
     """The dataset as a read-only map if it is contiguous, else in memory or through h5py."""
     path, offset = reader.path, dataset.id.get_offset()
     if dataset.chunks is None and offset is not None:
         end = offset + dataset.nbytes
-        if end > path.stat().st_size:
-            raise InputError(f"{path}: truncated: {dataset.name} ends at byte {end}, the file at {path.stat().st_size}")
+        if end > size:
+            raise InputError(f"{path}: truncated: {dataset.name} ends at byte {end}, the file at {size}")
         if packed:
             return _Packed(reader, offset, len(dataset))
         return Mapped(reader, offset, dataset.shape, dataset.dtype)
@@ -188,12 +204,6 @@ def leads_out(file: h5py.File, name: str) -> str:
     if not isinstance(dataset, h5py.Dataset):
         return ""
     return "virtual dataset" if dataset.is_virtual else f"external storage {dataset.external[0][0]}" if dataset.external else ""
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Without the inode's number: FUSE and some network file systems number anew, and a copy of one size and time is the same."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _take(values: Any, samples: NDArray[np.int64]) -> Any:

@@ -26,8 +26,9 @@ SAY_BYTES = 1 << 30
 class Shards:
     """One split of a data folder, opened for reading in any order.
 
-    Opening checks the index and the header of every file, which touches no sample but labels;
-    `verify` reads all of them.  Use from one process; threads may share it.
+    This checks the index, and that every file is there.  A file is opened, and its header checked, when one of its samples
+    is first asked for; nothing but `verify` compares samples with their checksums, and labels with the number of classes.
+    Use from one process; threads may share it.
 
     Args:
         folder: a data folder.
@@ -35,8 +36,7 @@ class Shards:
         index: instead of the one in the folder.
 
     Raises:
-        InputError: a folder, index or file that is missing, truncated, of another version, or that
-            does not fit the index.
+        InputError: a folder, index or file that is missing, or an index that is damaged or of another version.
     """
 
     def __init__(self, folder: Path, split: str, index: Mapping[str, Any] | None = None):
@@ -64,6 +64,9 @@ class Shards:
         Args:
             name: a fixed-size or variable-size field.
             samples: global sample numbers, in any order, repeats allowed.
+
+        Raises:
+            InputError: a file that is truncated, of another version, or that does not fit the index.
         """
         if len(self.files) == 1:
             return self.files[0].take(name, samples)
@@ -105,39 +108,35 @@ def verify(folder: Path, index: Mapping[str, Any] | None = None) -> dict[str, in
     return counts
 
 
-def verify_together(splits: tuple[Shards, ...], comm: Comm) -> None:
-    """Read this rank's part of all shards: no more than an epoch reads, once, and it is in memory then; a collective.
+def verify_together(splits: tuple[Shards, ...], comm: Comm, samples: bool = True) -> None:
+    """Verify this rank's part of all shards: no more than an epoch reads, once, and it is in memory then; a collective.
 
     Ranks share out what they see of one copy: the same path, and files that were put there at the same time.  So a copy
     on each node is read on each, also where all have one name for it.
 
     Args:
-        splits: all that the run reads; none is nothing to do.
+        splits: all that the run reads.
         comm: every rank's.
+        samples: else the files' headers alone, and neither checksums nor the range of labels.
 
     Raises:
         InputError: the first fault of any rank, on all.
     """
-    with comm.together():
-        copies = _copies(splits)
+    copies = _copies(splits)
     everyone = comm.gather(copies)
     peers = [rank for rank, theirs in enumerate(everyone) if theirs == everyone[comm.rank]]
     mine = [file for data in splits for file in data.files][peers.index(comm.rank) :: len(peers)]
     with comm.together():
-        size = sum(file.path.stat().st_size for file in mine)
-        if comm.rank == 0 and size > SAY_BYTES:
+        size = sum(file.status.st_size for file in mine)
+        if samples and comm.rank == 0 and size > SAY_BYTES:
             print(
                 f"data     reading {size * len(peers) / 1e9:.0f} GB to compare checksums (not with data.verify=false)", flush=True
             )
         for file in mine:
-            file.verify()
+            file.verify(samples)
 
 
 def _copies(splits: tuple[Shards, ...]) -> str:
     """Which copies these are.  By change times, that no copying keeps: some network file systems number inodes anew."""
-    files = [file.path.resolve() for data in splits for file in data.files]
-    try:
-        times = [(str(path), path.stat().st_ctime_ns) for path in files]
-    except OSError as error:
-        raise InputError(f"{error.filename}: gone since it was opened: {error.strerror}") from None
+    times = [(str(data.folder.resolve()), [file.status.st_ctime_ns for file in data.files]) for data in splits]
     return hashlib.sha256(repr(times).encode()).hexdigest()

@@ -237,7 +237,7 @@ if "legw_hpc" in sys.argv + sys.orig_argv:
 """
 
 HANGS = BUG.replace("import legw_hpc.data.order as order", "import time, legw_hpc.work as work").replace(
-    "order.epoch_order = lambda samples, seed, epoch: 1 / 0", "work.verify_together = lambda splits, comm: time.sleep(600)"
+    "order.epoch_order = lambda samples, seed, epoch: 1 / 0", "work.verify_together = lambda *of: time.sleep(600)"
 )
 
 
