@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -86,8 +87,12 @@ class Work:
         """
         with self.comm.together():
             files = [file for data in (self.training, *self.evaluated) for file in data.files]
-            for file in files[self.comm.local_rank :: self.comm.local_size]:  # a node may have a copy of its own
-                file.check_unchanged()
+            # A node may have a copy of its own.
+            touched = sum(file.check_unchanged() for file in files[self.comm.local_rank :: self.comm.local_size])
+        touched = sum(self.comm.gather(touched))
+        if touched and self.comm.rank == 0:
+            folder = self.training.folder
+            print(f"{folder}: {touched} shards were touched, their headers are the same; going on", file=sys.stderr, flush=True)
         # Batch norm's running variance may be infinite while all outputs are finite.
         mine = [name for name in _not_finite(_tensors(self.model, self.optimizer)) if name not in self.infinite]
         for names in self.comm.gather(mine[:1]):  # a model's buffers, other than its weights, may differ between ranks

@@ -33,7 +33,7 @@ def measure(path: Path) -> Header:
     with h5py.File(path, "r", locking=False) as file:
         file.visititems(add)
     size, joined = path.stat().st_size, _joined(elements)
-    return Header(size, joined, _sha256(Reader(path), size, joined))
+    return Header(size, joined, sha256(Reader(path), size, joined))
 
 
 def compare(reader: Reader, size: int, header: Header) -> None:
@@ -52,7 +52,7 @@ def compare(reader: Reader, size: int, header: Header) -> None:
         raise InputError(
             f"{path}: {'truncated' if size < header.bytes else 'damaged'}: {size} bytes, the index says {header.bytes}"
         )
-    found = _sha256(reader, size, header.elements)
+    found = sha256(reader, size, header.elements)
     if found != header.sha256:
         raise InputError(f"{path}: its header is damaged: SHA-256 {found[:16]}..., the index says {header.sha256[:16]}...")
 
@@ -76,7 +76,8 @@ def _joined(elements: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(joined)
 
 
-def _sha256(reader: Reader, size: int, elements: tuple[tuple[int, int], ...]) -> str:
+def sha256(reader: Reader, size: int, elements: tuple[tuple[int, int], ...]) -> str:
+    """Of a file of `size` bytes, without its elements."""
     whole, start = hashlib.sha256(), 0
     for end, after in (*elements, (size, size)):
         for piece in range(start, end, PIECE_BYTES):

@@ -124,8 +124,13 @@ class ShardFile:
                 if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) < 0).any():
                     raise InputError(f"{self.path}: {name} does not rise from 0 to {size}, the length of the bytes")
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self) -> bool:
         """Refuse a file that is another than when the split was opened, by size and time of change.
+
+        One of the same size and header, in which the samples' checksums are, is the same: `touch` keeps files from a purge.
+
+        Returns:
+            Is its time of change new; from now on it counts.
 
         Raises:
             InputError: with both.
@@ -135,9 +140,17 @@ class ShardFile:
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: gone since it was opened: {error.strerror}") from None
         # Not the inode's number: FUSE and some network file systems number anew, and a copy of one size and time is the same.
-        if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
+        if (now.st_size, now.st_mtime_ns) == (self.status.st_size, self.status.st_mtime_ns):
+            return False
+        known = self.shard.header
+        same = (
+            known and now.st_size == known.bytes and header.sha256(Reader(self.path), known.bytes, known.elements) == known.sha256
+        )
+        if not same:
             what = [f"{at.st_size} bytes, changed at {at.st_mtime_ns / 1e9:.3f}" for at in (self.status, now)]
             raise InputError(f"{self.path}: replaced or changed while it was read: it was {what[0]}; it is {what[1]}")
+        self.status = now
+        return True
 
 
 class _Packed:
