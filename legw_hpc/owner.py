@@ -3,11 +3,10 @@
     RUN/recipe.json   the recipe that the folder belongs to
     RUN/owner.json    host, process and job of rank 0; touched every BEAT_SECONDS, removed at the end
 
-No file lock: network file systems have none, or keep one of a node that is gone.  A record that a dead job
-left behind is known by its process, on the same host, or by its silence, by the waiting process's own
-clock: those of two hosts are never compared.  A job that was only stopped and comes to life again finds
-another's record in the place of its own, or none where that one has ended, and ends itself: before it writes anything, and
-at its next beat.
+The record is a mark (data/mark.py).  One that a dead job left behind is known by its process, on the same host, or by its
+silence, by the waiting process's own clock: those of two hosts are never compared.  A job that was only stopped and comes to
+life again finds another's record in the place of its own, or none where that one has ended, and ends itself: before it writes
+anything, and at its next beat.
 """
 
 from __future__ import annotations
@@ -15,82 +14,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legw_hpc import runlog
+from legw_hpc.data import mark
 from legw_hpc.data.files import written_whole
+from legw_hpc.data.mark import Owner
 from legw_hpc.errors import EXIT_INPUT, InputError
 
 if TYPE_CHECKING:
     from legw_hpc.comm import Comm  # which imports torch; `legw-hpc status` does not
 
 OWNER, RECIPE = "owner.json", "recipe.json"
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Assumed: seldom enough for a shared file system, and a pause of four beats is no living job's.
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 45.0
 # To those who only look, by this host's clock, a sign of life may be so old: that clock is not the file system's (assumed).
 ALIVE_SECONDS = 120.0
-# Between taking a dead job's record and looking whose it is now: another may do the same (assumed).
-SETTLE_SECONDS = 1.0
 POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who trains: rank 0's host, table of processes (containers have their own), process, and the job it is in.
-
-    `started` tells a process from a later one with its number: ticks since the host's start.  `boot` is that start:
-    two machines may have one name, and the outermost table is called the same on all.  "" if it is not known, as in
-    records of before it was kept.
-    """
-
-    host: str
-    processes: str
-    pid: int
-    started: str
-    job: str
-    boot: str = ""
-
-    def __str__(self) -> str:
-        return f"{f'job {self.job}, ' if self.job else ''}process {self.pid} on {self.host}"
-
-    def is_gone(self) -> bool:
-        """For certain: on this host, and no such process."""
-        here = myself()
-        same = (self.host, self.boot, self.processes) == (here.host, here.boot, here.processes)
-        return same and _started(self.pid) != self.started
-
-
-def myself() -> Owner:
-    """This process."""
-    environment, pid = os.environ, os.getpid()
-    job = environment.get("SLURM_JOB_ID") or environment.get("PBS_JOBID", "")
-    return Owner(socket.gethostname(), os.readlink("/proc/self/ns/pid"), pid, _started(pid), job, _boot())
-
-
-def _boot() -> str:
-    """Of the running kernel, at random; "" where that is hidden."""
-    try:
-        return BOOT.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """Ticks since the host's start; "" for a process that is gone, or has ended and is not collected yet."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 class Hold:
@@ -113,7 +59,7 @@ class Hold:
 
     def look(self) -> None:
         """End this job if another has taken the folder."""
-        now, (owner, at) = time.monotonic(), _look(self._run)
+        now, (owner, at) = time.monotonic(), mark.look(self._run / OWNER)
         # Nobody but a job that took the folder removes a record; it took it only if this one was silent for long.
         ended = not at and now - self._seen >= SILENT_SECONDS and self._run.exists()
         if ended or owner not in (None, self._me):
@@ -141,7 +87,7 @@ def owning(run: Path, comm: Comm) -> Iterator[Hold]:
     Raises:
         InputError: another job trains into it, and goes on doing so.
     """
-    me, over = myself(), threading.Event()
+    me, over = mark.myself(), threading.Event()
     hold = Hold(run, me, comm)
     with comm.together():
         if comm.rank == 0:
@@ -155,7 +101,7 @@ def owning(run: Path, comm: Comm) -> Iterator[Hold]:
         if comm.rank == 0:
             over.set()
             thread.join()
-            if _look(run)[0] == me:
+            if mark.look(run / OWNER)[0] == me:
                 with contextlib.suppress(OSError):  # the folder may be gone
                     (run / OWNER).unlink()
 
@@ -164,15 +110,13 @@ def _take(run: Path, me: Owner) -> None:
     start = since = time.monotonic()
     seen: tuple[Owner | None, int] | None = None
     beats = told = False
-    while not _create(run, me):
-        now, look = time.monotonic(), _look(run)
+    while not mark.create(run / OWNER, me):
+        now, look = time.monotonic(), mark.look(run / OWNER)
         owner, _ = look
         if look != seen:
             beats, seen, since = seen is not None, look, now
         if (owner and owner.is_gone()) or now - since >= SILENT_SECONDS:
-            _write(run, me)
-            time.sleep(SETTLE_SECONDS)
-            if _look(run)[0] == me:
+            if mark.take(run / OWNER, me):
                 return
             continue
         if beats and now - start >= SILENT_SECONDS:
@@ -181,39 +125,6 @@ def _take(run: Path, me: Owner) -> None:
             print(f"{run}: in use by {owner or 'another job'}; waiting up to {SILENT_SECONDS:g} s for its end", flush=True)
             told = True
         time.sleep(POLL_SECONDS)
-
-
-def _create(run: Path, me: Owner) -> bool:
-    """Write a record where there is none."""
-    try:
-        with open(run / OWNER, "x") as file:
-            file.write(_text(me))
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise InputError(f"{run / OWNER}: cannot be written: {error.strerror}") from None
-    return True
-
-
-def _write(run: Path, me: Owner) -> None:
-    with written_whole(run / OWNER) as aside:
-        aside.write_text(_text(me))
-
-
-def _text(owner: Owner) -> str:
-    return json.dumps(asdict(owner)) + "\n"
-
-
-def _look(run: Path) -> tuple[Owner | None, int]:
-    """The record, if it can be read, and the time of its last beat, as the file system counts (0: there is no record)."""
-    try:
-        with open(run / OWNER) as file:  # a network file system asks its server when a file is opened
-            at = os.fstat(file.fileno()).st_mtime_ns
-            return Owner(**json.load(file)), at
-    except FileNotFoundError:
-        return None, 0
-    except (OSError, ValueError, TypeError):  # half written, or not by us
-        return None, 1
 
 
 def last_beat(run: Path) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from legw_hpc.data import header
+from legw_hpc.data import header, mark
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.data.format import FORMAT, INDEX, VERSION, Field, Shard, check_labels, expected_datasets, sha256
 from legw_hpc.data.shardfile import leads_out
 from legw_hpc.errors import InputError
+from legw_hpc.runlog import LOG
 
 # A shard's size on disk where the writer may choose (assumed: few files, yet many per rank at 1K ranks).
 SHARD_BYTES = 1 << 30
 # The dataset of a shard's notes; readers leave alone what the index does not name.
 NOTES = "notes"
+WRITING = ".writing"  # the mark of the process that makes a data folder
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,46 @@ def cut_by_bytes(sizes: NDArray[np.int64], limit: int) -> list[slice]:
 
 
 def refuse_finished(folder: Path) -> None:
-    """A folder with an index is never written to."""
-    if (folder / INDEX).exists():
-        raise InputError(f"{folder}: already holds finished shards ({INDEX}); nothing overwritten")
+    """A folder with an index, or one of a run, is never written to."""
+    for name, what in {INDEX: "finished shards", LOG: "a run"}.items():
+        if (folder / name).exists():
+            raise InputError(f"{folder}: already holds {what} ({name}); nothing overwritten")
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Have a data folder for this process alone, from before its first shard until its index is written.
+
+    A process that is gone does not keep it.
+
+    Args:
+        folder: made if need be; removed again if nothing is in it at the end.
+
+    Raises:
+        InputError: it is finished, a run's, cannot be written, or another process writes into it.
+    """
+    refuse_finished(folder)
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    make_folder(folder)
+    path, me = folder / WRITING, mark.myself()
+    try:
+        while not mark.create(path, me):
+            owner, at = mark.look(path)
+            if at and not (owner and owner.is_gone()):
+                who = owner or "another process"
+                raise InputError(f"{folder}: {who} writes into it; wait, or remove {path} if that process is gone")
+            if at and mark.take(path, me):
+                break
+        try:
+            refuse_finished(folder)  # another may have ended meanwhile
+            yield
+        finally:
+            if mark.look(path)[0] == me:
+                path.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for each in new:
+                each.rmdir()
 
 
 def shard_name(split: str, number: int) -> str:

@@ -18,11 +18,13 @@ import pytest
 
 from legw_hpc import owner, runlog
 from legw_hpc.comm import Serial
+from legw_hpc.data import mark
+from legw_hpc.data.mark import Owner, myself
 from legw_hpc.errors import InputError
-from legw_hpc.owner import OWNER, Hold, Owner, myself, owning
+from legw_hpc.owner import OWNER, Hold, owning
 from tests.conftest import Cli
 
-QUICK = {"BEAT_SECONDS": 0.1, "SILENT_SECONDS": 2.0, "SETTLE_SECONDS": 0.1, "POLL_SECONDS": 0.05}
+QUICK = {"BEAT_SECONDS": 0.1, "SILENT_SECONDS": 2.0, "POLL_SECONDS": 0.05}
 ELSEWHERE = Owner("n7", "pid:[1]", 123, "456", "41")
 
 
@@ -30,6 +32,7 @@ ELSEWHERE = Owner("n7", "pid:[1]", 123, "456", "41")
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in QUICK.items():
         monkeypatch.setattr(owner, name, value)
+    monkeypatch.setattr(mark, "SETTLE_SECONDS", 0.1)
 
 
 def record(run: Path, who: Owner) -> Path:
@@ -99,11 +102,11 @@ def test_a_record_of_before_the_boot_was_kept_is_read(tmp_path: Path) -> None:
     values = json.loads(path.read_text())
     del values["boot"]
     path.write_text(json.dumps(values))
-    assert owner._look(tmp_path)[0] == ELSEWHERE
+    assert mark.look(tmp_path / OWNER)[0] == ELSEWHERE
 
 
 def test_a_kernel_that_hides_its_boot_is_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "BOOT", tmp_path / "none")
+    monkeypatch.setattr(mark, "BOOT", tmp_path / "none")
     assert myself().boot == ""
     assert gone().is_gone()
     assert not myself().is_gone()

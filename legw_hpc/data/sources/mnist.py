@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.data.format import Field
-from legw_hpc.data.writer import Writer, write_index
+from legw_hpc.data.writer import Writer, write_index, writing
 from legw_hpc.errors import InputError
 
 ATTRIBUTION = (
@@ -93,25 +93,27 @@ def convert(source: Path, out: Path, samples_per_shard: int | None = None) -> di
         InputError: a file that is missing or damaged, or counts, shapes or labels that do not fit.
     """
     arrays = {split: _read_split(source, *names) for split, names in FILES.items()}  # both, before anything is written
-    writers = []
-    for split, (images, labels) in arrays.items():
-        writer = Writer(out, split, FIELDS, samples_per_shard)
-        writer.write({"image": images, "label": labels})
-        writers.append(writer)
-    write_index(out, writers, source="MNIST, IDX files", attribution=ATTRIBUTION)
+    with writing(out):
+        writers = []
+        for split, (images, labels) in arrays.items():
+            writer = Writer(out, split, FIELDS, samples_per_shard)
+            writer.write({"image": images, "label": labels})
+            writers.append(writer)
+        write_index(out, writers, source="MNIST, IDX files", attribution=ATTRIBUTION)
     return {split: len(labels) for split, (_, labels) in arrays.items()}
 
 
 def convert_sample(source: Path, out: Path, train: int = 5000, test: int = 1000) -> None:
     """Write the sample that ships with the package: the first images of each split, compressed."""
-    writers = []
-    for split, count in (("train", train), ("test", test)):
-        images, labels = _read_split(source, *FILES[split])
-        writer = Writer(out, split, FIELDS, compress=9)
-        writer.write({"image": images[:count], "label": labels[:count]})
-        writers.append(writer)
-    about = f"MNIST, the first {train} training and {test} test images"
-    write_index(out, writers, source=about, attribution=ATTRIBUTION)
+    with writing(out):
+        writers = []
+        for split, count in (("train", train), ("test", test)):
+            images, labels = _read_split(source, *FILES[split])
+            writer = Writer(out, split, FIELDS, compress=9)
+            writer.write({"image": images[:count], "label": labels[:count]})
+            writers.append(writer)
+        about = f"MNIST, the first {train} training and {test} test images"
+        write_index(out, writers, source=about, attribution=ATTRIBUTION)
 
 
 def download(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import shutil
@@ -16,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from legw_hpc.data import order
-from legw_hpc.data.files import make_folder
 from legw_hpc.data.format import VERSION, Field, Shard
 from legw_hpc.data.sources import pool
 from legw_hpc.data.sources.image_check import MAX_PIXELS, MIN_SIDE, QUALITY, RULE, Broken, as_jpeg
@@ -26,10 +24,10 @@ from legw_hpc.data.writer import (
     Split,
     cut_by_bytes,
     finished_shard,
-    refuse_finished,
     shard_notes,
     write_index,
     write_shard,
+    writing,
 )
 from legw_hpc.errors import InputError
 
@@ -84,29 +82,28 @@ def pack(
         split -> number of samples.
 
     Raises:
-        InputError: `out` is finished, has no room or cannot be written, or an image is broken.  Then an `out` that
+        InputError: `out` is finished, in use, has no room or cannot be written, or an image is broken.  Then an `out` that
             this call made is removed again, unless a shard is in it.
     """
     for name, number in {"workers": workers, "bytes of a shard": shard_bytes}.items():
         if number < 1:
             raise InputError(f"{name} must be at least 1, not {number}")
-    refuse_finished(out)
-    new = not out.exists()
-    make_folder(out)
-    _remove_parts(out)
+    with writing(out):
+        _remove_parts(out)
+        return _pack(out, splits, classes, workers=workers, shard_bytes=shard_bytes, skip_broken=skip_broken, about=about)
+
+
+def _pack(
+    out: Path, splits: Mapping[str, list[Item]], classes: Sequence[str], *, workers: int, shard_bytes: int, skip_broken: bool,
+    about: dict[str, Any],
+) -> dict[str, int]:  # fmt: skip
     fields = {"image": Field("uint8", None), "label": Field("int64", (), classes=len(classes)), "name": Field("uint8", None)}
     tasks = [
         Task(out, split, number, fields, items, _digest(split, number, items), skip_broken)
         for place, (split, listed) in enumerate(splits.items())
         for number, items in enumerate(_cut(listed, place, shard_bytes))
     ]
-    try:
-        made = _make(out, tasks, workers)
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):  # not empty: its shards are kept for the next run
-                out.rmdir()
-        raise
+    made = _make(out, tasks, workers)
     entries = [Split(split, fields, [m.shard for m, t in zip(made, tasks, strict=True) if t.split == split]) for split in splits]
     counts = {entry.split: sum(shard.count for shard in entry.shards) for entry in entries}
     for split, count in counts.items():

@@ -23,7 +23,7 @@ from legw_hpc.data.format import Field
 from legw_hpc.data.sources.image_check import Broken, as_rgb
 from legw_hpc.data.sources.items import Reader, class_folders, labelled, members
 from legw_hpc.data.sources.pack import ORDER_SEED
-from legw_hpc.data.writer import Writer, refuse_finished, write_index
+from legw_hpc.data.writer import Writer, refuse_finished, write_index, writing
 from legw_hpc.errors import InputError
 
 FOLDERS = {"train": "train", "test": "test", "val": "test"}  # in the source -> split
@@ -77,13 +77,14 @@ def write(
     Returns:
         split -> number of samples.
     """
-    writers = []
-    for place, (split, (images, labels)) in enumerate(splits.items()):
-        writer = Writer(out, split, fields, samples_per_shard)
-        shuffled = order.epoch_order(len(labels), ORDER_SEED, place)
-        writer.write({"image": images[shuffled], "label": labels[shuffled]})
-        writers.append(writer)
-    write_index(out, writers, **about)
+    with writing(out):
+        writers = []
+        for place, (split, (images, labels)) in enumerate(splits.items()):
+            writer = Writer(out, split, fields, samples_per_shard)
+            shuffled = order.epoch_order(len(labels), ORDER_SEED, place)
+            writer.write({"image": images[shuffled], "label": labels[shuffled]})
+            writers.append(writer)
+        write_index(out, writers, **about)
     return {split: len(labels) for split, (_, labels) in splits.items()}
 
 

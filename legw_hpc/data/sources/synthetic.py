@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from legw_hpc.data.format import Field
-from legw_hpc.data.writer import Writer, write_index
+from legw_hpc.data.writer import Writer, write_index, writing
 from legw_hpc.errors import InputError
 
 # Bytes of a sample (assumed): a film in full.  A shard of them at a time is made in memory.
@@ -48,17 +48,18 @@ def write(
     if not shape:
         raise InputError("synthetic shape needs at least one dimension")
     fields = {"image": Field("uint8", shape), "label": Field("int64", (), classes=classes)}
-    writers = []
-    for split, (name, count) in enumerate((("train", train), ("test", test))):
-        writer = Writer(out, name, fields, samples_per_shard)
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, split])))
-        for start in range(0, count, writer.samples_per_shard):
-            size = min(writer.samples_per_shard, count - start)
-            labels = rng.integers(0, classes, size)
-            images = rng.integers(0, 128, (size, int(np.prod(shape))), dtype=np.uint8)
-            width = max(1, images.shape[1] // classes)
-            for label in range(classes):
-                images[labels == label, label * width : (label + 1) * width] += 100
-            writer.write({"image": images.reshape(size, *shape), "label": labels})
-        writers.append(writer)
-    write_index(out, writers, source=f"synthetic, seed {seed}")
+    with writing(out):
+        writers = []
+        for split, (name, count) in enumerate((("train", train), ("test", test))):
+            writer = Writer(out, name, fields, samples_per_shard)
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, split])))
+            for start in range(0, count, writer.samples_per_shard):
+                size = min(writer.samples_per_shard, count - start)
+                labels = rng.integers(0, classes, size)
+                images = rng.integers(0, 128, (size, int(np.prod(shape))), dtype=np.uint8)
+                width = max(1, images.shape[1] // classes)
+                for label in range(classes):
+                    images[labels == label, label * width : (label + 1) * width] += 100
+                writer.write({"image": images.reshape(size, *shape), "label": labels})
+            writers.append(writer)
+        write_index(out, writers, source=f"synthetic, seed {seed}")

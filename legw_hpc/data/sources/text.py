@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from legw_hpc.data.files import make_folder
 from legw_hpc.data.format import Field
-from legw_hpc.data.writer import Writer, refuse_finished, write_index
+from legw_hpc.data.writer import Writer, refuse_finished, write_index, writing
 from legw_hpc.errors import InputError
 
 SPLITS = ("train", "valid", "test")
@@ -74,13 +73,13 @@ def convert(source: Path, out: Path, name: str = "ptb") -> dict[str, int]:
             if word not in token:
                 where = 1 + words[:place].count(END)
                 raise InputError(f"{paths[split]}: line {where}: {word!r} is not a word of {paths['train'].name}")
-    make_folder(out)
-    writers = [Writer(out, split, {"token": Field("int32", (), classes=len(vocabulary))}) for split in SPLITS]
-    for writer, words in zip(writers, texts.values(), strict=True):
-        writer.write({"token": np.array([token[word] for word in words], np.int32)})
-    writers.append(Writer(out, "vocabulary", {"word": Field("uint8", None)}))
-    writers[-1].write({"word": [word.encode() for word in vocabulary]})
-    write_index(out, writers, source=f"{name}.{{train,valid,test}}.txt", end_of_line=END)
+    with writing(out):
+        writers = [Writer(out, split, {"token": Field("int32", (), classes=len(vocabulary))}) for split in SPLITS]
+        for writer, words in zip(writers, texts.values(), strict=True):
+            writer.write({"token": np.array([token[word] for word in words], np.int32)})
+        writers.append(Writer(out, "vocabulary", {"word": Field("uint8", None)}))
+        writers[-1].write({"word": [word.encode() for word in vocabulary]})
+        write_index(out, writers, source=f"{name}.{{train,valid,test}}.txt", end_of_line=END)
     return {split: len(words) for split, words in texts.items()}
 
 
