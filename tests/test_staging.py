@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from legw_hpc.data import staging
+from legw_hpc.data.shards import verify
 from legw_hpc.data.sources import synthetic
 from legw_hpc.errors import InputError
 
@@ -23,10 +27,10 @@ def test_a_copy_of_a_copy_is_not_whole_before_it_is(shards: Path, tmp_path: Path
     staging.stage(shards, tmp_path / "copy")
     whole: list[bool] = []
 
-    def verify(folder: Path) -> None:
+    def look(folder: Path) -> None:
         whole.append((folder / staging.WHOLE).exists())
 
-    monkeypatch.setattr(staging, "verify", verify)
+    monkeypatch.setattr(staging, "verify", look)
     assert staging.stage(tmp_path / "copy", tmp_path / "copy of it")
     assert whole == [False]
     assert (tmp_path / "copy of it" / staging.WHOLE).exists()
@@ -52,10 +56,46 @@ def test_what_is_there_and_no_copy_is_not_waited_for(
         staging.stage(shards, to)
 
 
-def test_a_source_that_is_not_there_is_named(shards: Path, tmp_path: Path) -> None:
-    staging.stage(shards, tmp_path / "to")
-    with pytest.raises(InputError, match=r"nowhere/index\.json: cannot be read"):
-        staging.stage(tmp_path / "nowhere", tmp_path / "to")
+# source, to -> what is said; the right source can be copied there afterwards
+REFUSED = {
+    "a source that is not there": ("nowhere", "to", r"nowhere/index\.json: not found \(no such folder\)"),
+    "a source that is no data folder": (".", "to", r"index\.json: not found"),
+    "a folder into itself": ("d", "d/inside", r"d/inside: it is in .*/d, which would be copied into itself"),
+    "a folder to itself": ("d", "d", r"d: it is in .*/d, which"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_copied_makes_nothing(name: str, shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "d")
+    before = sorted(tmp_path.rglob("*"))
+    source, to, words = REFUSED[name]
+    with pytest.raises(InputError, match=words):
+        staging.stage(tmp_path / source, tmp_path / to)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+BEGIN = """
+import os, shutil, signal, sys
+from pathlib import Path
+from legw_hpc.data import staging
+shutil.copytree = lambda source, to, **how: shutil.copy(source / "train-00001.h5", to) and os.kill(os.getpid(), signal.SIGKILL)
+staging.stage(*map(Path, sys.argv[1:]))
+"""
+STAGE = [sys.executable, "-m", "legw_hpc", "data", "stage"]
+
+
+def test_a_copy_whose_process_was_killed_is_begun_anew(shards: Path, tmp_path: Path) -> None:
+    """By one of those that find it."""
+    words = [str(shards), str(tmp_path / "to")]
+    assert subprocess.run([sys.executable, "-c", BEGIN, *words], timeout=60).returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [staging.BEGUN, "train-00001.h5"]
+    both = [subprocess.Popen([*STAGE, *words], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted(process.communicate(timeout=60)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == ""
+    assert said[1].endswith("to, whole\n")
+    assert verify(tmp_path / "to") == verify(shards)
 
 
 def test_a_copy_that_is_not_whole_is_refused_by_all(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
