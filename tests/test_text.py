@@ -240,6 +240,20 @@ def test_every_word_is_scored_once_and_after_its_context(words: int) -> None:
         assert all(place >= CONTEXT for place in warmed)
 
 
+def test_rows_are_evaluated_piece_by_piece() -> None:
+    """Else evaluation would take several times the memory of training; the loss is that of whole rows."""
+    tokens, model = text_and_model(3000)
+    app, lengths = application("ptb-lstm", window=8, vocabulary=40, hidden=16), []
+    words, here = app.decode(Tokens(tokens), np.arange(3), None)
+    with torch.no_grad():
+        states, _ = model(words[:, :-1], model.start(3))
+        whole = model.loss(states.transpose(0, 1)[here], words[:, 1:][here])
+        model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+        assert app.evaluate(model, words, here)["loss"].item() == pytest.approx(whole.item(), rel=1e-6)
+    assert max(lengths) == 4 * 8
+    assert sum(lengths) == here.shape[1]
+
+
 def test_without_context_another_loss_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the test above can fail."""
     monkeypatch.setattr("legw_hpc.apps.ptb_lstm.CONTEXT", 0)
