@@ -18,7 +18,7 @@ from legw_hpc.data.format import Field
 from legw_hpc.data.mapped import Mapped
 from legw_hpc.data.reading import Reader
 from legw_hpc.data.shards import Shards, verify
-from legw_hpc.data.writer import Writer, cut_by_bytes, finished_shard, write_index, write_shard
+from legw_hpc.data.writer import Writer, cut_by_size, finished_shard, write_index, write_shard
 from legw_hpc.errors import InputError
 
 FIELDS = {"image": Field("uint8", (4, 5)), "label": Field("int64", (), classes=10), "jpeg": Field("uint8", None)}
@@ -198,9 +198,38 @@ def test_an_unfinished_folder_has_no_index_and_no_half_files(tmp_path: Path, mon
     ],
 )
 def test_cuts_by_bytes(sizes: list[int], limit: int, ends: list[int]) -> None:
-    cuts = cut_by_bytes(np.array(sizes, np.int64), limit)
+    cuts = cut_by_size(np.array(sizes, np.int64), limit)
     assert [cut.stop for cut in cuts] == ends
     assert [cut.start for cut in cuts] == [0, *ends][: len(ends)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
+    per_shard=st.integers(1, 12),
+    by_bytes=st.booleans(),
+    compress=st.sampled_from([None, 4]),
+)
+def test_how_often_the_writer_is_called_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], per_shard: int, by_bytes: bool, compress: int | None
+) -> None:
+    folder, made = tmp_path_factory.mktemp("shards"), samples(sum(counts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("legw_hpc.data.writer.SHARD_BYTES", 40 * per_shard)
+        for name in ("at once", "in pieces"):
+            writer, start = Writer(folder / name, "train", FIELDS, None if by_bytes else per_shard, compress), 0
+            for count in [sum(counts)] if name == "at once" else counts:
+                part = {key: values[start : start + count] for key, values in made.items()}
+                part["image"] = part["image"].copy()
+                writer.write(part)
+                part["image"][:] = 0  # as a loop that fills one array anew
+                start += count
+            write_index(folder / name, [writer])
+            if not by_bytes:
+                assert [shard.count for shard in writer.shards[:-1]] == [per_shard] * (len(writer.shards) - 1)
+    once, pieces = ({path.name: path.read_bytes() for path in (folder / name).iterdir()} for name in ("at once", "in pieces"))
+    assert once == pieces
+    np.testing.assert_array_equal(Shards(folder / "in pieces", "train").take("image", np.arange(sum(counts))), made["image"])
 
 
 def test_the_writer_cuts_variable_fields_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

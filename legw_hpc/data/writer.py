@@ -55,11 +55,13 @@ class Split:
 class Writer:
     """Writes one split of a data folder; the index comes last, so an unfinished folder has none.
 
+    Samples that do not fill a shard yet are held in memory, until more come or `write_index` ends the split.
+
     Args:
         folder: made if need be; must not hold an index yet.
         split: "train", "test" ...
         fields: name -> Field.
-        samples_per_shard: where a new file begins; by SHARD_BYTES if None.
+        samples_per_shard: of every file but the last; by SHARD_BYTES if None.
         compress: gzip level for fixed-size fields, None for contiguous.
     """
 
@@ -75,9 +77,15 @@ class Writer:
         refuse_finished(folder)
         self.folder, self.split, self.fields, self.compress = folder, split, dict(fields), compress
         self._fixed = {name: _sample_bytes(f.dtype, f.shape) for name, f in fields.items() if f.shape is not None}
-        self._by_bytes = samples_per_shard is None
+        self._by_bytes = samples_per_shard is None and len(self._fixed) < len(fields)
         self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // max(1, sum(self._fixed.values())))  # at most
         self.shards: list[Shard] = []
+        self._limit = SHARD_BYTES if self._by_bytes else self.samples_per_shard
+        self._begin_shard()
+
+    def _begin_shard(self) -> None:
+        self._held: dict[str, list[Any]] = {name: [] for name in self.fields}  # arrays, or samples of any length
+        self._count = self._size = 0  # of what is held: samples, and as the limit counts
 
     def write(self, samples: Mapping[str, Any]) -> None:
         """Append samples: an array [n, *shape] for a fixed-size field, n bytes objects for a variable one.
@@ -88,22 +96,43 @@ class Writer:
         count = len(next(iter(samples.values())))
         for name, field in self.fields.items():
             _check_field(f"{self.folder}/{self.split}", name, field, samples[name], count)
-        for cut in self._cuts(samples, count):
-            part = {name: samples[name][cut] for name in self.fields}
-            number = len(self.shards)
-            self.shards.append(write_shard(self.folder, self.split, number, self.fields, part, compress=self.compress))
+        sizes = self._sizes(samples, count)
+        for cut in cut_by_size(np.append(self._size, sizes), self._limit):  # what is held goes before them, as one sample
+            if cut.start:
+                self.end_shard()
+            part = slice(max(0, cut.start - 1), cut.stop - 1)
+            for name, held in self._held.items():
+                held.extend([samples[name][part]] if name in self._fixed else samples[name][part])
+            self._count += part.stop - part.start
+            self._size += int(sizes[part].sum())
+        if self._size >= self._limit:
+            self.end_shard()
+        elif self._count:
+            for name in self._fixed:
+                self._held[name][-1] = self._held[name][-1].copy()  # the caller may fill the array anew
 
-    def _cuts(self, samples: Mapping[str, Any], count: int) -> list[slice]:
+    def end_shard(self) -> None:
+        """Write what is held, if anything is, whether or not a shard is full."""
+        if self._count:
+            samples: dict[str, Any] = dict(self._held)
+            for name in self._fixed:
+                samples[name] = samples[name][0] if len(samples[name]) == 1 else np.concatenate(samples[name])
+            number = len(self.shards)
+            self.shards.append(write_shard(self.folder, self.split, number, self.fields, samples, compress=self.compress))
+        self._begin_shard()
+
+    def _sizes(self, samples: Mapping[str, Any], count: int) -> NDArray[np.int64]:
+        """Of each sample as the limit counts: in bytes, or 1."""
         if not self._by_bytes:
-            return [slice(start, start + self.samples_per_shard) for start in range(0, count, self.samples_per_shard)]
+            return np.ones(count, np.int64)
         sizes = np.full(count, sum(self._fixed.values()), np.int64)
         for name in self.fields.keys() - self._fixed.keys():
             sizes += np.fromiter(map(len, samples[name]), np.int64, count)
-        return cut_by_bytes(sizes, SHARD_BYTES)
+        return sizes
 
 
-def cut_by_bytes(sizes: NDArray[np.int64], limit: int) -> list[slice]:
-    """Cut samples of these sizes into runs of at most `limit` bytes; a larger sample is a run of its own."""
+def cut_by_size(sizes: NDArray[np.int64], limit: int) -> list[slice]:
+    """Cut samples of these sizes into runs of at most `limit` together; a larger sample is a run of its own."""
     ends = np.cumsum(sizes)
     cuts, start = [], 0
     while start < len(ends):
@@ -249,9 +278,13 @@ def write_index(folder: Path, splits: Iterable[Writer | Split], **about: Any) ->
 
     Args:
         folder: where the shards are.
-        splits: in the order of the index: a writer, or a Split for shards written one by one.
+        splits: in the order of the index: a writer, whose last shard is written now, or a Split for shards written one by one.
         about: what else the index should say (source, attribution, class names ...).
     """
+    splits = list(splits)
+    for entry in splits:
+        if isinstance(entry, Writer):
+            entry.end_shard()
     entries = {
         entry.split: {
             "count": sum(shard.count for shard in entry.shards),

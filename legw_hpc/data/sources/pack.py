@@ -22,7 +22,7 @@ from legw_hpc.data.sources.items import Item, Reader
 from legw_hpc.data.writer import (
     Packed,
     Split,
-    cut_by_bytes,
+    cut_by_size,
     finished_shard,
     shard_notes,
     write_index,
@@ -175,7 +175,7 @@ class _Growing:
 
 def _cut(items: list[Item], place: int, shard_bytes: int) -> list[list[Item]]:
     shuffled = [items[i] for i in order.epoch_order(len(items), ORDER_SEED, place)]
-    return [shuffled[cut] for cut in cut_by_bytes(np.array([item.size for item in shuffled], np.int64), shard_bytes)]
+    return [shuffled[cut] for cut in cut_by_size(np.array([item.size for item in shuffled], np.int64), shard_bytes)]
 
 
 def _digest(split: str, number: int, items: Sequence[Item]) -> str:
