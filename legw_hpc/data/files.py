@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Two containers that share a folder may have one host name, and the same process numbers.
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         try:
             yield aside

@@ -52,7 +52,7 @@ def test_the_same_command_keeps_finished_shards(
     kept = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert kept
     assert all(name.endswith(".h5") for name in kept)
-    (out / ".train-00009.h5.123.part").write_bytes(b"from a killed run")
+    (out / ".train-00009.h5.n7.site.123.0a1b2c3d.part").write_bytes(b"from a killed run")
     capsys.readouterr()
     convert(source, out, skip_broken=True)
     assert f"{len(kept)} of " in capsys.readouterr().err

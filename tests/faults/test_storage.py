@@ -15,6 +15,7 @@ import pytest
 
 from legw_hpc import checkpoint, runlog
 from legw_hpc.comm import Serial
+from legw_hpc.data.files import written_whole
 from legw_hpc.errors import InputError
 from tests.conftest import Cli
 from tests.test_run import wait_for_steps
@@ -37,6 +38,16 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(cli: Cli, argumen
 
 
 MAIN = "from legw_hpc.cli import main; main()"
+
+
+def test_two_containers_with_one_process_number_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a table of processes of its own; the last one's file stays, and it is whole."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with written_whole(tmp_path / "f") as first:
+        first.write_text("first")
+        with written_whole(tmp_path / "f") as second:
+            second.write_text("second")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "first")]
 
 
 def test_a_log_on_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from legw_hpc.errors import InputError
 
 ORDER_SEED = 0  # of the order of the samples in the shards: each shard then has all classes
 NAMED = 1000  # of the converted images so many are named in the index, which every rank reads (assumed)
-PART = re.compile(r"\.(index\.json|[^.]+-\d{5}\.h5)\.\d+\.part")  # what a killed run leaves; see files.written_whole
+PART = re.compile(r"\.(index\.json|[^.]+-\d{5}\.h5)\..+\.part")  # what a killed run leaves; see files.written_whole
 
 
 @dataclass(frozen=True)
