@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from legw_hpc import checkpoint, runlog
+from legw_hpc.data.format import Field
 from legw_hpc.data.sources import synthetic
+from legw_hpc.data.writer import Writer, write_index
 from legw_hpc.device import processor
 from tests.conftest import Cli
 
@@ -225,6 +228,35 @@ def test_bad_input_is_one_clear_line(cli: Cli, tmp_path: Path, words: list[str],
         assert word in lines[0]
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert left == []
+
+
+# recipe -> samples, and how many are too few for a split
+TOO_FEW: dict[str, tuple[dict[str, Any], int]] = {
+    "mnist-lstm": ({"image": np.zeros((9, 28, 28), "u1"), "label": np.zeros(9, "i8")}, 0),
+    "ptb-lstm": ({"token": np.zeros(9, "i4")}, 1),
+}
+
+
+@pytest.mark.parametrize("name", TOO_FEW)
+def test_a_split_of_too_few_samples_is_refused(cli: Cli, tmp_path: Path, name: str) -> None:
+    made, few = TOO_FEW[name]
+    fields = {key: Field(str(v.dtype), v.shape[1:], None if key == "image" else 2) for key, v in made.items()}
+    writers = [Writer(tmp_path / "d", each, fields) for each in ("train", "valid", "test")]
+    for writer in writers:
+        writer.write({key: values[: few if writer.split == "test" else 9] for key, values in made.items()})
+    write_index(tmp_path / "d", writers)
+    done = cli(
+        "train",
+        name,
+        "data.dir=d",
+        "data.train_samples=9",
+        "batch=1",
+        "micro_batch=1",
+        *(["data.window=2"] if few else []),
+        "out=r",
+    )
+    said = f"split test has {few} samples, {name} wants {few + 1} or more"
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
 def test_data_commands(cli: Cli, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Application:
         metrics: sums over all samples -> the metrics, by name; the first is the one that tables show.
         splits: what is evaluated; the metrics of the first are the result's, the others' carry its name.
         items: samples of an evaluated split -> items that `decode` takes.
+        least: samples that each split must have.
     """
 
     name: str
@@ -41,12 +42,14 @@ class Application:
     metrics: Callable[[dict[str, float]], dict[str, float]]
     splits: tuple[str, ...] = ("test",)
     items: Callable[[int], int] = int
+    least: int = 1
 
     def check(self, data: Shards) -> None:
         """Refuse shards of another task.
 
         Raises:
-            InputError: a field is missing, of another type or shape, or may hold labels that the task does not have.
+            InputError: a field is missing, of another type or shape, or may hold labels that the task does not have; too few
+                samples.
         """
         for name, want in self.fields.items():
             have = data.fields.get(name)
@@ -58,8 +61,8 @@ class Application:
                 raise InputError(
                     f"{data.folder}: {data.split} field {name!r} declares no number of classes, {self.name} wants {want.classes}"
                 )
-        if not len(data):
-            raise InputError(f"{data.folder}: split {data.split} has no samples")
+        if len(data) < self.least:
+            raise InputError(f"{data.folder}: split {data.split} has {len(data)} samples, {self.name} wants {self.least} or more")
 
 
 def check_options(**ranges: tuple[Any, Any, float, float]) -> None:

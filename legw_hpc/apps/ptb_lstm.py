@@ -70,6 +70,7 @@ def ptb_lstm(
         metrics=_metrics,
         splits=("test", "valid"),
         items=_row_count,
+        least=2,  # a word, and the one that is foretold
     )
 
 
@@ -80,7 +81,7 @@ def _keys(items: NDArray[np.int64], draw: Draw) -> Tensor:
 
 
 def _row_count(tokens: int) -> int:
-    return max(1, -(-(tokens - 1) // ROW))
+    return -(-(tokens - 1) // ROW)
 
 
 def _rows(data: Any, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
