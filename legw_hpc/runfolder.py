@@ -21,7 +21,6 @@ from torch import Tensor
 from legw_hpc import checkpoint, runlog
 from legw_hpc.comm import Comm
 from legw_hpc.data.files import make_folder
-from legw_hpc.data.order import part
 from legw_hpc.errors import InputError
 from legw_hpc.owner import belongs, claim, owning
 from legw_hpc.recipe import Recipe
@@ -44,7 +43,6 @@ class RunFolder:
 
     def __init__(self, recipe: Recipe, data: str, comm: Comm):
         self.path, self._comm, self._keep = recipe.out_folder(), comm, recipe.checkpoint.keep
-        self._micro_batch = recipe.micro_batch
         self._identity = json.loads(json.dumps(recipe.identity() | {"data": data}))
 
     def __enter__(self) -> RunFolder:
@@ -98,7 +96,7 @@ class RunFolder:
         Args:
             parts: what has a `load_state_dict`, by name.
             timing: changed in place.
-            carried: filled with what this rank's micro-batches carry; see `trainer.train`.
+            carried: filled with what the rows of the global batch carry, as one piece, [rows, ...].
             last: step of the run.
             say: told of damaged checkpoints.
 
@@ -125,10 +123,7 @@ class RunFolder:
                 why = " ".join(str(error).split())[:200]
                 raise InputError(f"{self.path}: its checkpoint is of another model or code than this: {why}") from None
         vars(timing).update(state["timing"])
-        rows = state["carried"]
-        if rows is not None:
-            mine = part(len(rows), self._comm.rank, self._comm.size)
-            carried[:] = [piece.clone() for piece in rows[mine.start : mine.stop].split(self._micro_batch)]
+        carried[:] = [] if state["carried"] is None else [state["carried"]]
         self.log.cut(state["log"])
         return int(state["step"])
 

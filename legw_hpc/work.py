@@ -24,7 +24,7 @@ from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
 from legw_hpc.data.format import digest
 from legw_hpc.data.loader import evaluation_batches, train_steps
-from legw_hpc.data.order import Growing, Order, Shuffled, Windows, part
+from legw_hpc.data.order import Growing, Order, Shuffled, Windows, micro_batches, part
 from legw_hpc.data.shards import Shards, verify_together
 from legw_hpc.derived import Derived, derive
 from legw_hpc.device import check_distinct, choose_device, keep_memory, set_threads
@@ -109,8 +109,15 @@ class Work:
         asks: Callable[[], tuple[bool, bool]] = lambda: (False, False),
         told: Callable[[int], None] = lambda done: None,
     ) -> Generator[Done, None, None]:
-        """The steps from `first` on, one at a time; see `trainer.train`."""
+        """The steps from `first` on, one at a time; see `trainer.train`.
+
+        `carried` is as `RunFolder.restore` has filled it; from the first step on it is this rank's, as the trainer has it.
+        """
         recipe = self.recipe
+        if carried:
+            rows = torch.cat(carried)
+            parts = micro_batches(np.arange(len(rows)), recipe.micro_batch, self.comm.rank, self.comm.size, self.meets)
+            carried[:] = [rows[torch.from_numpy(part)] for part in parts]
         steps = train_steps(
             self.training, self.app.decode, order=self.order, micro_batch=recipe.micro_batch,
             even=self.meets, first=first, last=self.derived.last, rank=self.comm.rank, size=self.comm.size, device=self.device,

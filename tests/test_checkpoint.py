@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ from torch import nn
 from legw_hpc import apps, runlog
 from legw_hpc.agreement import _sum_of_bits, stay_alike
 from legw_hpc.comm import Serial
+from legw_hpc.data.sources import text
 from legw_hpc.errors import Diverged, InputError
 from legw_hpc.recipe import load
 from legw_hpc.runfolder import _all_rows
@@ -26,6 +28,7 @@ from legw_hpc.trainer import Timing
 from legw_hpc.work import prepare
 from tests.conftest import Cli
 from tests.test_run import assert_same_bits
+from tests.test_text import training, write
 
 
 def put(path: Path, content: Any) -> None:
@@ -325,3 +328,19 @@ def test_a_run_goes_on_where_shards_are_touched(
     for said in (f"{tmp_path / 'data'}: 4 shards were touched, their headers are the same; going on\n", ""):
         work.check(4)
         assert capsys.readouterr().err == said
+
+
+def test_what_is_carried_is_cut_as_the_batch_is(tmp_path: Path) -> None:
+    """10 rows in three micro-batches that ranks meet in: 4, 3 and 3, and not 4, 4 and 2."""
+    text.convert(write(tmp_path / "source"), tmp_path / "text")
+    words = training(tmp_path / "text", batch=10, micro_batch=4, **{"baseline.batch": 10})
+    works = [dataclasses.replace(prepare(load(words[0], words[1:]), Serial()), meets=True) for _ in range(2)]
+    carried, again = list[torch.Tensor](), list[torch.Tensor]()
+    steps = works[0].train(0, Timing(), carried)
+    next(steps)
+    for part, other in zip(works[0].parts.values(), works[1].parts.values(), strict=True):
+        other.load_state_dict(copy.deepcopy(part.state_dict()))
+    again[:] = [torch.cat(carried)]
+    losses = [next(steps).loss, next(works[1].train(1, Timing(), again)).loss]
+    assert losses[0] == losses[1]
+    assert [[len(rows) for rows in pieces] for pieces in (carried, again)] == [[4, 3, 3]] * 2

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from legw_hpc.data.order import Order, part, pieces
+from legw_hpc.data.order import Order, micro_batches
 from legw_hpc.data.shards import Shards
 
 # Micro-batches read ahead: enough to cover one slow read, few enough that memory does not grow with the
@@ -70,7 +70,7 @@ def train_steps(
         first, last: steps of the run.
         rank, size: whose part this is.
         device: where the tensors go.
-        even: give every rank as many micro-batches, if need be one of no items: the ranks meet in each.
+        even: see `order.micro_batches`.
     """
 
     def read() -> Iterator[Any]:
@@ -78,12 +78,7 @@ def train_steps(
         for number in range(first, last):
             epoch, step = order.place(number)
             items = order.items(epoch, step)
-            mine = part(len(items), rank, size)
-            parts = pieces(items[mine.start : mine.stop], micro_batch)
-            if even:
-                largest = max(len(part(len(items), r, size)) for r in (0, size - 1))
-                count = -(-largest // micro_batch)
-                parts = np.array_split(items[mine.start : mine.stop], count)
+            parts = micro_batches(items, micro_batch, rank, size, even)
             yield number, step == 0, len(items) * order.per_item, len(parts)
             for piece in parts:
                 yield _stage(decode(data, piece, (order.seed, epoch)), device)
@@ -91,9 +86,9 @@ def train_steps(
     stream = ahead(read())
     try:
         for number, starts, count, parts in stream:
-            micro_batches = (_arrive(tensors, device) for tensors in itertools.islice(stream, parts))
-            yield Step(number, starts, count, parts, micro_batches)
-            for _ in micro_batches:  # what the caller left
+            arriving = (_arrive(tensors, device) for tensors in itertools.islice(stream, parts))
+            yield Step(number, starts, count, parts, arriving)
+            for _ in arriving:  # what the caller left
                 pass
     finally:
         stream.close()
@@ -103,8 +98,7 @@ def evaluation_batches(
     data: Shards, decode: Decode, *, items: int, micro_batch: int, rank: int, size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
     """The items 0 ... items-1 of a split once over all ranks, in micro-batches; no padding."""
-    mine = part(items, rank, size)
-    parts = pieces(np.arange(mine.start, mine.stop), micro_batch)
+    parts = micro_batches(np.arange(items), micro_batch, rank, size)
     for tensors in ahead(_stage(decode(data, piece, None), device) for piece in parts):
         yield _arrive(tensors, device)
 

@@ -131,3 +131,22 @@ def part(count: int, rank: int, size: int) -> range:
 def pieces(items: NDArray[np.int64], micro_batch: int) -> list[NDArray[np.int64]]:
     """Cut into micro-batches of at most `micro_batch` items; the last may have fewer."""
     return [items[i : i + micro_batch] for i in range(0, len(items), micro_batch)]
+
+
+def micro_batches(
+    items: NDArray[np.int64], micro_batch: int, rank: int, size: int, even: bool = False
+) -> list[NDArray[np.int64]]:
+    """Those of a rank, of the items of a global batch.
+
+    Args:
+        items: over all ranks.
+        micro_batch: items at once, at most.
+        rank, size: whose part this is.
+        even: give every rank as many micro-batches, if need be one of no items: the ranks meet in each.
+    """
+    mine = part(len(items), rank, size)
+    here = items[mine.start : mine.stop]
+    if not even:
+        return pieces(here, micro_batch)
+    largest = max(len(part(len(items), r, size)) for r in (0, size - 1))
+    return np.array_split(here, -(-largest // micro_batch))
