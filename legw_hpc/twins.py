@@ -47,11 +47,17 @@ class Apart(Comm):
 
 
 def repeated(steps: Iterator[Step], derived: Derived) -> Iterator[Step]:
-    """The first step's samples, kept in memory, for every step: no reading, no decoding."""
+    """The first step's samples, kept in memory, for every step: no reading, no decoding.
+
+    A run that goes on at the last step of an epoch, which may have fewer samples than the others, takes those after it.
+    """
     first = next(steps, None)
     if first is None:
         return
+    begin = first.number
+    if (begin + 1) % derived.steps_per_epoch == 0 and begin + 1 < derived.last:
+        first = next(steps)
     kept = list(first.micro_batches)
-    for number in range(first.number, derived.last):
+    for number in range(begin, derived.last):
         starts = number % derived.steps_per_epoch == 0
         yield dataclasses.replace(first, number=number, first=starts, micro_batches=iter(kept))

@@ -23,6 +23,7 @@ from legw_hpc.precision import FIRST_SCALE, Precision
 from legw_hpc.recipe import load
 from legw_hpc.trainer import Timing, evaluate, train
 from legw_hpc.twins import Apart
+from tests.conftest import Cli
 
 CPU = torch.device("cpu")
 APP = application("mnist-lstm")
@@ -223,3 +224,14 @@ def test_the_watchdog_sees_the_micro_batches_of_a_twin() -> None:
     apart.beats += 3
     comm.beats += 1
     assert (comm.beats, apart.beats) == (5, 5)
+
+
+@pytest.mark.parametrize(("stops", "samples"), [([2, 9], 9 * 96), ([3, 9], 9 * 96), ([3, 4], 3 * 96 + 12)])
+def test_a_twin_that_goes_on_repeats_a_whole_batch(
+    cli: Cli, arguments: list[str], tmp_path: Path, stops: list[int], samples: int
+) -> None:
+    """Of 96, 96, 96 and 12 samples an epoch: not the 12, unless nothing comes after them."""
+    for last in stops:
+        assert cli("train", *arguments, "twin=synthetic", "out=r", f"max_steps={last}").returncode == 0
+    newest = max((tmp_path / "r" / "checkpoints").glob("*.pt"))
+    assert torch.load(newest, weights_only=True)["timing"]["samples"] == samples
