@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -180,9 +179,8 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
     threads = set_threads(recipe.threads, comm)
     augment.set_threads(recipe.input_threads or threads)
     precision, order = Precision(recipe.precision, device), _order(recipe, derived)
-    last = derived.course.stages[-1].epoch  # whose batch is the largest
-    items = order.items(last, 0)
-    tuned = None if recipe.micro_batch else _tuned(recipe, comm, app, training, items, model, precision, device)
+    largest = derived.course.stages[-1].epoch  # an epoch whose batch is
+    tuned = None if recipe.micro_batch else _tuned(recipe, comm, app, training, order, largest, model, precision, device)
     if tuned is not None:
         recipe = replace(recipe, micro_batch=tuned.micro_batch)
         derived = replace(derived, recipe=recipe)
@@ -233,7 +231,7 @@ def _not_finite(tensors: Iterator[tuple[str, Tensor]]) -> list[str]:
 
 
 def _tuned(
-    recipe: Recipe, comm: Comm, app: apps.Application, data: Shards, items: NDArray[np.int64], model: nn.Module,
+    recipe: Recipe, comm: Comm, app: apps.Application, data: Shards, order: Order, epoch: int, model: nn.Module,
     precision: Precision, device: torch.device,
 ) -> tuning.Tuned:  # fmt: skip
     """The micro-batch of the run that is gone on with, so that it goes on to the bit; else the fastest."""
@@ -241,6 +239,7 @@ def _tuned(
         before = runlog.micro_batch(recipe.out_folder()) if comm.rank == 0 else None
     if before := comm.broadcast(before):
         return tuning.Tuned(before, {}, kept=True)
+    items = order.items(epoch, 0)
     mine = part(len(items), comm.rank, comm.size)
 
     def measure(size: int) -> float:

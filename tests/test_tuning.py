@@ -10,6 +10,9 @@ import torch
 
 from legw_hpc import runlog, tuning
 from legw_hpc.comm.base import Serial
+from legw_hpc.data import order
+from legw_hpc.recipe import load
+from legw_hpc.work import prepare
 from tests.conftest import Cli
 
 
@@ -128,3 +131,14 @@ def test_batch_norm_needs_a_named_one(cli: Cli) -> None:
     said = cli("plan", "cifar10-resnet20", "micro_batch=0")
     assert said.returncode == 2
     assert "batch norm is over a micro-batch" in said.stderr
+
+
+@pytest.mark.parametrize(("micro_batch", "drawn"), [(32, 0), (0, 1)])
+def test_an_epochs_order_is_drawn_before_the_first_step_only_to_measure(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, drawn: int
+) -> None:
+    """Every rank draws all of it."""
+    monkeypatch.chdir(tmp_path)
+    order.epoch_order.cache_clear()
+    prepare(load(arguments[0], [*arguments[1:], f"micro_batch={micro_batch}"]), Serial())
+    assert order.epoch_order.cache_info().misses == drawn
