@@ -90,9 +90,10 @@ def test_what_this_made_and_left_empty_is_removed_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
-def test_a_runs_folder_is_refused(tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("words", [SYNTHETIC, ("data", "mnist", "--download", "--out", "d")], ids=["synthetic", "download"])
+def test_a_runs_folder_is_refused(tmp_path: Path, cli: Cli, words: tuple[str, ...]) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / LOG).touch()
-    done = cli(*SYNTHETIC)
+    done = cli(*words)
     assert (done.returncode, done.stderr) == (2, f"legw-hpc: d: already holds a run ({LOG}); nothing overwritten\n")
     assert [path.name for path in (tmp_path / "d").iterdir()] == [LOG]

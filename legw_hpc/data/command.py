@@ -121,10 +121,12 @@ def run(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from legw_hpc.data.sources import cifar10, imagenet, images, mnist, small_images, synthetic, text
+    from legw_hpc.data.writer import refuse_finished
 
     name, out = options.source_name, options.out
     if name == "mnist":
         if options.download:
+            refuse_finished(out)
             mnist.download(out / "idx")
         mnist.convert(out / "idx" if options.download else options.source, out, options.samples_per_shard)
     elif name == "ptb":
