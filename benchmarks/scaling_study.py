@@ -30,6 +30,7 @@ from legw_hpc.allowed import TWINS
 from legw_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_RESUME, InputError, Interrupted
 from legw_hpc.grid import cells
 from legw_hpc.recipe import load
+from legw_hpc.strict import named
 from legw_hpc.submit import command
 from legw_hpc.sweep import missing
 
@@ -121,7 +122,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--share", type=int, help="samples a rank of weak points (default: the batch over the most ranks)")
     parser.add_argument("--steps", type=int, default=20, help="of each run; the first few are not counted (default: 20)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
-    parser.add_argument("--to", type=Path, help="folder of the runs and the page (default: runs/scaling/RECIPE)")
+    parser.add_argument("--to", type=named, help="folder of the runs and the page (default: runs/scaling/RECIPE)")
     parser.add_argument("--draw", action="store_true", help="run nothing: make the page of what is finished")
     command.job_arguments(parser.add_argument_group("with --machine, as legw-hpc submit takes them"))
     options = parser.parse_intermixed_args(arguments)

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 from legw_hpc import errors, startup
@@ -25,6 +24,7 @@ from legw_hpc.data.files import keep_from_others
 from legw_hpc.launcher import alone, launched
 from legw_hpc.paper import command as paper_command
 from legw_hpc.plan import command as plan_command
+from legw_hpc.strict import named
 from legw_hpc.submit import command as submit_command
 
 # How long other ranks leave the word to rank 0 before they are connected (assumed: ranks start within this).
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _recipe_arguments(sweep)
     _local_arguments(sweep)
-    sweep.add_argument("--to", type=submit_command.folder, help="folder of the runs, table and plot (default: runs/sweep/RECIPE)")
+    sweep.add_argument("--to", type=named, help="folder of the runs, table and plot (default: runs/sweep/RECIPE)")
     sweep.add_argument("--draw", action="store_true", help="run nothing: table and plot of what is finished")
     array = sweep.add_argument_group("job array", "what is missing as an array on a machine")
     array.add_argument("--machine", help="name of a machine (jobs/machines/), or path of a .toml file")
@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
         "status", "where runs are: state, step, samples/s, time to go, jobs, last error",
         "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/mnist-lstm/*/",
     )  # fmt: skip
-    status.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or one of a sweep's or an array's runs")
+    status.add_argument("runs", nargs="+", type=named, metavar="RUN", help="run folder, or one of a sweep's or an array's runs")
 
     doctor = command(
         "doctor", "check MPI, Horovod, ranks, threads, HDF5 and disk; each fault with a remedy",
@@ -221,7 +221,8 @@ def _run(options: argparse.Namespace) -> None:
     """
     try:
         _COMMANDS[options.command](options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is closed: nobody wants to know
+            sys.stdout.flush()
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise

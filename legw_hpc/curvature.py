@@ -99,4 +99,5 @@ class Probe:
             carried: Any = self._before[number] if number < len(self._before) else None
             loss, _ = self._app.loss(self._model, carried, *tensors)
             (loss / step.samples).backward()
+            self._comm.beats += 1
         self._comm.sum_(flat.buffer)

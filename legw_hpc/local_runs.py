@@ -108,13 +108,15 @@ def _start(cell: Cell, to: Path, ranks: int, cores: set[int]) -> subprocess.Pope
     with output.open("ab") as file:
         file.write(f"{_BEGUN}{shlex.join(command)}\n".encode())
         file.flush()
-        # A session of its own: the terminal's Ctrl-C reaches this process alone, which then tells the runs.
-        process = subprocess.Popen(
-            command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    # From outside, before it has other threads: code between fork and exec (preexec_fn) can hang beside torch's.
-    os.sched_setaffinity(process.pid, cores)
-    return process
+        own = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)  # it is inherited: code between fork and exec (preexec_fn) can hang beside torch's threads
+        try:
+            # A session of its own: the terminal's Ctrl-C reaches this process alone, which then tells the runs.
+            return subprocess.Popen(
+                command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        finally:
+            os.sched_setaffinity(0, own)
 
 
 def _output(cell: Cell, to: Path) -> Path:

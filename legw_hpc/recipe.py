@@ -14,7 +14,6 @@ import difflib
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +52,7 @@ class Data:
     def folder(self) -> Path:
         """The data folder as a path."""
         kind, _, name = self.dir.partition(":")
-        return SAMPLES / name if kind == "package" and name else Path(os.path.expanduser(self.dir))
+        return SAMPLES / name if kind == "package" and name else strict.named(self.dir)
 
     def steps_per_epoch(self, batch: int) -> int:
         """Of batches of so many samples, or rows of a text."""
@@ -176,7 +175,7 @@ class Recipe:
         """The run folder with its blanks filled in; bash leaves the tilde of out=~/run as it is."""
         values = {key: getattr(self, key) for key in ("name", "batch", "scheme", "solver", "seed")}
         try:
-            return Path(os.path.expanduser(self.out.format(**values)))
+            return strict.named(self.out.format(**values))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise InputError(f"out={self.out}: knows {', '.join('{' + key + '}' for key in values)} only ({error!r})") from None
 

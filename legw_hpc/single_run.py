@@ -17,7 +17,7 @@ import torch
 
 from legw_hpc import installed, noise, runlog, startup, watchdog
 from legw_hpc.agreement import begin_alike
-from legw_hpc.allowed import check
+from legw_hpc.allowed import NORMALISED, check
 from legw_hpc.comm import Comm, connect
 from legw_hpc.data.files import keep_from_others
 from legw_hpc.derived import Derived
@@ -239,7 +239,7 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         print(f"start    the last weights of {recipe.start}")
     print(f"out      {folder.path}" + (f"; resumed after step {done}" if done else ""), flush=True)
     made_by = {"versions": runlog.versions(), "commit": runlog.commit(), "hardware": models}
-    if recipe.normalised and recipe.options.get("batch_norm") != "sync":
+    if recipe.application in NORMALISED and recipe.options.get("batch_norm") != "sync":
         made_by["batch_norm"] = f"over {at_once} samples"  # by the ranks too, where their share is smaller than micro_batch
     if done:
         for key, then in _made_before(folder.path, made_by).items():

@@ -84,7 +84,7 @@ def _below(to: Path, deep: int) -> list[Path]:
     if deep == 0 or os.path.exists(to / runlog.LOG):
         return found
     try:
-        inside = sorted(to / entry.name for entry in os.scandir(to) if entry.is_dir())
+        inside = sorted(to / name for name in os.listdir(to) if os.path.isdir(to / name))  # a broken link is none
     except (FileNotFoundError, NotADirectoryError):
         return found
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import difflib
+import os
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,11 @@ else:
 
 
 DEEPEST = 20  # tables within each other; recipes have 3 (assumed)
+
+
+def named(text: str) -> Path:
+    """The path that an option or a recipe names; bash leaves the tilde of --to=~/grid and out=~/run as it is."""
+    return Path(os.path.expanduser(text))
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

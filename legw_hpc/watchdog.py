@@ -6,9 +6,10 @@ check does not see a stopped process, as its coordinator waits for it too.
 
 So each rank has a thread that looks now and then where the main thread is.  A rank that has been in
 one collective for too long leaves a mark, RUN/stalled/WATCH/RANK.waits; the others that are alive see it and
-leave theirs: RANK.waits, or RANK.works where micro-batches still come, or RANK.stays.  While one works, the others wait
-for it as long as it takes.  Else whoever has no mark, or stays, is who they wait for: the lowest waiting rank says so
-and ends the job.  Until then nothing is written and nothing exchanged; a rank that goes on after all takes its mark away.
+leave theirs: RANK.waits, or RANK.works where micro-batches still come, or RANK.stays.  While one works, and says so
+anew at every look, the others wait for it as long as it takes.  Else whoever has no mark, or stays, is who they wait
+for: the lowest waiting rank says so and ends the job.  Until then nothing is written and nothing exchanged; a rank that
+goes on after all takes its mark away.
 
 Where no rank is left to wait for another (the file system of all of them hangs, or that of the marks), `not_for_ever` ends
 each rank that has not gone on for much longer.  It touches no file.
@@ -36,6 +37,8 @@ from legw_hpc.runlog import STALLED
 PACKAGE = Path(__file__).parent
 GOES_ON = "The same command goes on from the last checkpoint, if there is one"
 STATES = ("waits", "works", "stays")
+# Looks at which a rank that works may be late to say so anew (assumed).
+LATE = 3
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def not_for_ever(comm: Comm, seconds: float) -> Iterator[None]:
     def loop() -> None:
         seen, since = None, 0.0
         while not over.wait(every):
-            here = (comm.beats, _place(main))
+            here = (comm.beats, comm.worked, _place(main))
             if here != seen:
                 seen, since = here, time.monotonic()
                 continue
@@ -124,6 +127,7 @@ class _Watch:
         self.folder, self.comm, self.nodes, self.seconds, self.fresh = folder, comm, nodes, seconds, fresh
         self.main = threading.get_ident()
         self.over = threading.Event()
+        self.worked: dict[int, tuple[float, int]] = {}  # rank -> time of its mark, by the file system's clock; looks since
         # So often that a stall is told within a quarter more than the limit, and seldom enough for a shared file system.
         self.every = min(10.0, seconds / 8)
 
@@ -142,9 +146,12 @@ class _Watch:
             if waited or self._others_wait():
                 is_so = "waits" if here is not None else "works" if now - beat < self.seconds else "stays"
             if is_so != state or here is not marked_in:  # it went on: a mark that stays would mislead the next time
-                self._unmark(state)
                 self._mark(is_so)
+                if is_so != state:
+                    self._unmark(state)
                 state, marked, marked_in = is_so, now, here
+            elif is_so == "works":
+                self._mark(is_so)
             # Every rank that runs has had time to leave its mark.
             elif waited and now - marked >= 2 * self.every + 1 and self._judge():
                 self.comm.abort(EXIT_STALLED)
@@ -178,11 +185,27 @@ class _Watch:
         """Is it for this rank to end the job; if so, it has told why."""
         marks = self._marks()
         waiting = [rank for rank, state in marks.items() if state == "waits"]
-        if min(waiting, default=self.comm.rank) < self.comm.rank or "works" in marks.values():
+        working = [rank for rank, state in marks.items() if state == "works"]
+        if any(self._works(rank) for rank in working):  # one will do
+            self.comm.worked += 1
             return False
+        if min(waiting, default=self.comm.rank) < self.comm.rank:
+            return False
+        for rank in working:  # they have stopped since
+            del marks[rank]
         at = {rank: self._told(rank) for rank, state in marks.items() if state == "stays"}
         print(f"legw-hpc: {report(marks, at, self.nodes, self.seconds)}", file=sys.stderr, flush=True)
         return True
+
+    def _works(self, rank: int) -> bool:
+        """Does a rank still say anew that it works."""
+        before, late = self.worked.get(rank, (0.0, 0))
+        try:
+            said = (self.folder / f"{rank}.works").stat().st_mtime
+        except OSError:  # it does something else by now
+            return True
+        self.worked[rank] = (said, 0 if said != before else late + 1)
+        return self.worked[rank][1] <= LATE
 
     def _told(self, rank: int) -> str:
         with contextlib.suppress(OSError):

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from legw_hpc.data import augment
 from legw_hpc.data.format import digest
 from legw_hpc.data.loader import evaluation_batches, train_steps
 from legw_hpc.data.order import Growing, Order, Shuffled, Windows, micro_batches, part
+from legw_hpc.data.reading import make_room
+from legw_hpc.data.shardfile import OPEN_FILES
 from legw_hpc.data.shards import Shards, verify_together
 from legw_hpc.derived import Derived, derive
 from legw_hpc.device import check_distinct, choose_device, keep_memory, set_threads
@@ -32,6 +33,7 @@ from legw_hpc.models.batch_norm import synchronise
 from legw_hpc.optim import parameter_groups, solver
 from legw_hpc.precision import Precision
 from legw_hpc.recipe import Recipe
+from legw_hpc.strict import named
 from legw_hpc.trainer import Done, Timing, evaluate, train
 
 
@@ -88,10 +90,14 @@ class Work:
             files = [file for data in (self.training, *self.evaluated) for file in data.files]
             # A node may have a copy of its own.
             touched = sum(file.check_unchanged() for file in files[self.comm.local_rank :: self.comm.local_size])
-        touched = sum(self.comm.gather(touched))
-        if touched and self.comm.rank == 0:
-            folder = self.training.folder
-            print(f"{folder}: {touched} shards were touched, their headers are the same; going on", file=sys.stderr, flush=True)
+        if touched := sum(self.comm.gather(touched)):
+            verify_together((self.training, *self.evaluated), self.comm, self.recipe.data.verify)
+            if self.comm.rank == 0:
+                print(
+                    f"{self.training.folder}: {touched} shards were touched, and are the same; going on",
+                    file=sys.stderr,
+                    flush=True,
+                )
         # Batch norm's running variance may be infinite while all outputs are finite.
         mine = [name for name in _not_finite(_tensors(self.model, self.optimizer)) if name not in self.infinite]
         for names in self.comm.gather(mine[:1]):  # a model's buffers, other than its weights, may differ between ranks
@@ -117,6 +123,7 @@ class Work:
             rows = torch.cat(carried)
             parts = micro_batches(np.arange(len(rows)), recipe.micro_batch, self.comm.rank, self.comm.size, self.meets)
             carried[:] = [rows[torch.from_numpy(part)] for part in parts]
+            del rows  # of the whole batch, on every rank; this function's names live as long as the run
         steps = train_steps(
             self.training, self.app.decode, order=self.order, micro_batch=recipe.micro_batch,
             even=self.meets, first=first, last=self.derived.last, rank=self.comm.rank, size=self.comm.size, device=self.device,
@@ -193,11 +200,11 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
 
 def _begin(recipe: Recipe, comm: Comm, model: nn.Module) -> None:
     """The last weights of the run `recipe.start`, unless this run has a checkpoint of its own to go on from."""
-    where, start = f"start={recipe.start}", Path(recipe.start)
+    where, start = f"start={recipe.start}", named(recipe.start)
     begun = False
     with comm.together():
         if comm.rank == 0 and not (begun := checkpoint.any_in(recipe.out_folder())):
-            end = runlog.read(start)[-1:] if (start / runlog.LOG).is_file() else []
+            end = runlog.read(start)[-1:]
             if not end:
                 raise InputError(f"{where}: no run there")
             if not isinstance(end[0], dict) or end[0].get("status") != "done":
@@ -284,6 +291,7 @@ def _open(recipe: Recipe, app: apps.Application, ranks: int) -> tuple[Shards, tu
     check_ranks(recipe, ranks)
     training = Shards(recipe.data.folder(), "train")
     evaluated = tuple(Shards(training.folder, split) for split in app.splits)
+    make_room(OPEN_FILES * sum(len(data.files) for data in (training, *evaluated)), str(training.folder))  # opened later, all
     for data in (training, *evaluated):
         app.check(data)
     check_samples(recipe, len(training))

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,19 +314,6 @@ def test_a_bit_that_flips_shows(dtype: torch.dtype) -> None:
     stay_alike(AnotherRank(lambda value: value), alike, 1)
     assert _sum_of_bits(values) != _sum_of_bits(other)
     assert _sum_of_bits(values) == _sum_of_bits(values.transpose(0, 2).contiguous().transpose(0, 2))
-
-
-def test_a_run_goes_on_where_shards_are_touched(
-    arguments: list[str], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(shards, tmp_path / "data")
-    work = prepare(load(arguments[0], [*arguments[1:], f"data.dir={tmp_path / 'data'}"]), Serial())
-    for shard in (tmp_path / "data").glob("train-*.h5"):
-        shard.touch()
-    for said in (f"{tmp_path / 'data'}: 4 shards were touched, their headers are the same; going on\n", ""):
-        work.check(4)
-        assert capsys.readouterr().err == said
 
 
 def test_what_is_carried_is_cut_as_the_batch_is(tmp_path: Path) -> None:

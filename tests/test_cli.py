@@ -45,6 +45,7 @@ def test_what_a_command_does_not_know_is_refused(line: str, capsys: pytest.Captu
 
 NOBODY = {
     "who reads no further": ('"$@" | true; exit ${PIPESTATUS[0]}', 0, ""),
+    "closed": ('"$@" >&-', 0, ""),
     "a full disk": ('"$@" >/dev/full', 2, "legw-hpc: the output cannot be written: No space left on device\n"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,10 +14,13 @@ import h5py
 import numpy as np
 import pytest
 
+from legw_hpc.comm import Serial
 from legw_hpc.data.format import INDEX
 from legw_hpc.data.repair import repair_index
 from legw_hpc.data.shards import Shards, verify
 from legw_hpc.errors import InputError
+from legw_hpc.recipe import load
+from legw_hpc.work import prepare
 from tests.test_shards import samples, write
 
 
@@ -271,3 +275,23 @@ def test_every_byte_is_a_sample_or_in_the_header(tmp_path: Path) -> None:
     made = Shards(folder, "train").files[1].datasets
     assert sizes == sum(values.nbytes for values in made.values())
     assert len(header_bytes(folder)) + sizes == (folder / SHARD).stat().st_size
+
+
+def test_a_run_goes_on_where_shards_are_touched(
+    arguments: list[str], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shards, tmp_path / "data")
+    work = prepare(load(arguments[0], [*arguments[1:], f"data.dir={tmp_path / 'data'}"]), Serial())
+    for shard in (tmp_path / "data").glob("train-*.h5"):
+        shard.touch()
+    for said in (f"{tmp_path / 'data'}: 4 shards were touched, and are the same; going on\n", ""):
+        work.check(4)
+        assert capsys.readouterr().err == said
+    with shard.open("r+b") as file:
+        file.seek(shard.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(InputError, match=rf"{shard.name}: \w+ is damaged"):
+        work.check(8)

@@ -22,7 +22,9 @@ import pytest
 
 from legw_hpc.comm import Serial
 from legw_hpc.data import reading, shardfile
+from legw_hpc.data.reading import SPARE_FILES
 from legw_hpc.data.shards import Shards, _copies, verify, verify_together
+from legw_hpc.data.sources import synthetic
 from legw_hpc.errors import InputError
 from tests.test_run import wait_for_steps
 from tests.test_shard_damage import SHARD, rewrite_index, set_attribute, without_headers
@@ -322,3 +324,25 @@ def test_a_lock_that_was_left_behind_does_not_matter(tmp_path: Path) -> None:
     with open(tmp_path / "d" / "train-00000.h5", "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert verify(tmp_path / "d") == {"train": 20}
+
+
+MANY = """
+import resource, sys
+from legw_hpc.comm import Serial
+from legw_hpc.data.shardfile import OPEN_FILES
+from legw_hpc.recipe import load
+from legw_hpc.work import prepare
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+work = prepare(load(sys.argv[1], [*sys.argv[2:], "data.verify=false"]), Serial())
+files = sum(len(data.files) for data in (work.training, *work.evaluated))
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OPEN_FILES * files)
+"""
+
+
+def test_room_is_made_for_the_shards_of_all_splits(tmp_path: Path) -> None:
+    """They are opened when they are read, long after the splits have been looked at one by one."""
+    synthetic.write(tmp_path / "d", (28, 28), 10, 60, 60, samples_per_shard=1)
+    words = ["mnist-lstm", f"data.dir={tmp_path / 'd'}", "data.train_samples=60", "batch=60", "threads=1"]
+    done = subprocess.run([sys.executable, "-c", MANY, *words], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) >= SPARE_FILES

@@ -113,3 +113,21 @@ def test_a_copy_that_is_not_whole_is_refused_by_all(shards: Path, tmp_path: Path
     monkeypatch.setattr(staging, "LONGEST_SECONDS", 0.0)
     with pytest.raises(InputError, match="gave up"):
         staging.stage(shards, tmp_path / "stuck")
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from legw_hpc.data.staging import stage
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # EFBIG then, at the first byte
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+stage(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_disk_without_room_for_a_word_is_told_to_all(shards: Path, tmp_path: Path) -> None:
+    words = [str(shards), str(tmp_path / "to")]
+    done = subprocess.run([sys.executable, "-c", FULL, *words], capture_output=True, text=True, timeout=60)
+    assert "no whole copy" in done.stderr
+    with pytest.raises(InputError, match="another process of this node could not"):
+        staging.stage(shards, tmp_path / "to")

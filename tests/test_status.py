@@ -263,6 +263,7 @@ def test_runs_are_found_deeper_where_sweeps_and_studies_have_them(cli: Cli, tmp_
     (tmp_path / "runs/scaling/mnist/strong-2/jobs").mkdir(parents=True)
     record.add(tmp_path / "runs/scaling/mnist/strong-2/jobs", "slurm", "20", ["waits"])
     (tmp_path / "runs/one/checkpoints").mkdir()
+    (tmp_path / "runs/sweep/mnist/loop").symlink_to("loop")
     done = cli("status", *sorted((tmp_path / "runs").relative_to(tmp_path).glob("*")))
     assert [line.split(":")[0] for line in done.stdout.splitlines() if "job" not in line] == [
         "runs/far", "runs/one", "runs/scaling/mnist/strong-1/c", "runs/scaling/mnist/strong-2/waits", "runs/sweep/mnist/a",

@@ -77,6 +77,7 @@ def test_slurm_directives() -> None:
 @pytest.mark.parametrize(
     ("change", "asked"),
     [("slurm.launcher=srun", ["--mem=0"]), ("slurm.exclusive=false", []), ("slurm.launcher=ibrun", []),
+     ('slurm.options=["--mem-bind=local"]', ["--mem=0", "--mem-bind=local"]),
      ('slurm.options=["--mem-per-cpu=2G"]', ["--mem-per-cpu=2G"])],
 )  # fmt: skip
 def test_memory_of_whole_nodes(change: str, asked: list[str]) -> None:

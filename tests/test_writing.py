@@ -47,14 +47,21 @@ def test_two_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
     assert not (tmp_path / "d" / WRITING).exists()
 
 
-def test_one_that_is_killed_does_not_keep_the_folder(tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize(("number", "stays"), [(signal.SIGKILL, True), (signal.SIGTERM, False)], ids=["killed", "ended"])
+def test_one_that_is_killed_does_not_keep_the_folder(number: int, stays: bool, tmp_path: Path, cli: Cli) -> None:
     words = [sys.executable, "-m", "legw_hpc", *SYNTHETIC, "--train", "1000000"]
     process = subprocess.Popen(words, cwd=tmp_path)
-    while not (tmp_path / "d" / "train-00001.h5").exists():
-        time.sleep(0.02)
-    refused = cli(*SYNTHETIC)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while not (tmp_path / "d" / "train-00001.h5").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        refused = cli(*SYNTHETIC)
+        process.send_signal(number)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "d" / WRITING).exists() == stays
     assert refused.returncode == 2
     assert f"d: process {process.pid} on {os.uname().nodename} writes into it; wait, or remove d/{WRITING}" in refused.stderr
     assert cli(*SYNTHETIC).returncode == 0

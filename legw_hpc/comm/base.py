@@ -38,10 +38,12 @@ class Comm:
         node: the host name.
         gpu: whether it can sum tensors that are on a GPU.
         beats: micro-batches that this rank has done, by which the watchdog sees that it goes on.
+        worked: looks at which this rank waited, and the watchdog saw another that goes on.
     """
 
     name = "none"
     beats = 0
+    worked = 0
     gpu = True
     rank = 0
     size = 1

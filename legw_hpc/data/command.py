@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 from legw_hpc.errors import InputError
 from legw_hpc.launcher import alone
+from legw_hpc.strict import named
 
 IMAGENET = (
     "folder with, for train, train/CLASS/, train/CLASS.tar or ILSVRC2012_img_train.tar, "
@@ -22,7 +24,7 @@ def arguments(data: argparse.ArgumentParser) -> None:
 
     def source(name: str, summary: str) -> argparse.ArgumentParser:
         made = sources.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        made.add_argument("--out", type=Path, default=Path("data") / name, help=f"data folder to make (default: data/{name})")
+        made.add_argument("--out", type=named, default=Path("data") / name, help=f"data folder to make (default: data/{name})")
         return made
 
     def samples_per_shard(command: argparse.ArgumentParser) -> None:
@@ -30,20 +32,20 @@ def arguments(data: argparse.ArgumentParser) -> None:
 
     mnist = source("mnist", "MNIST from its four IDX files")
     where = mnist.add_mutually_exclusive_group(required=True)
-    where.add_argument("--source", type=Path, help="folder with the IDX files, plain or .gz")
+    where.add_argument("--source", type=named, help="folder with the IDX files, plain or .gz")
     where.add_argument("--download", action="store_true", help="fetch them from a public mirror, checked, into OUT/idx")
     samples_per_shard(mnist)
     ptb = source("ptb", "Penn Treebank words from ptb.train.txt, ptb.valid.txt and ptb.test.txt, checked")
-    ptb.add_argument("--source", type=Path, required=True, help="folder with the three files")
+    ptb.add_argument("--source", type=named, required=True, help="folder with the three files")
     text = source("text", "any text in the layout of PTB: NAME.train.txt, NAME.valid.txt and NAME.test.txt")
-    text.add_argument("--source", type=Path, required=True, help="folder with the three files")
+    text.add_argument("--source", type=named, required=True, help="folder with the three files")
     text.add_argument("--name", default="ptb", help="what the files' names begin with (default: ptb)")
     for name, layout, summary in (
         ("imagenet", IMAGENET, "ImageNet from class folders or its tar files, as JPEGs"),
         ("images", "folder with train/CLASS/ and val/CLASS/", "any train/CLASS/ and val/CLASS/ folders, as JPEGs"),
     ):
         images = source(name, summary)
-        images.add_argument("--source", type=Path, required=True, help=layout)
+        images.add_argument("--source", type=named, required=True, help=layout)
         images.add_argument(
             "--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
         )
@@ -52,14 +54,14 @@ def arguments(data: argparse.ArgumentParser) -> None:
         if name == "imagenet":
             images.add_argument(
                 "--val-labels",
-                type=Path,
+                type=named,
                 help="the file of val's classes where val has no class folders: lines of FILE CLASS, or LOC_val_solution.csv",
             )
     cifar10 = source("cifar10", "CIFAR-10 from the binary archive or from class folders (or a tar of them), decoded")
-    cifar10.add_argument("--source", type=Path, required=True, help="folder or archive")
+    cifar10.add_argument("--source", type=named, required=True, help="folder or archive")
     samples_per_shard(cifar10)
     small = source("small-images", "class folders of images of one small size, decoded")
-    small.add_argument("--source", type=Path, required=True, help="folder, or a tar of it")
+    small.add_argument("--source", type=named, required=True, help="folder, or a tar of it")
     small.add_argument("--size", type=_shape, required=True, metavar="H,W", help="pixels")
     samples_per_shard(small)
     synthetic = source("synthetic", "random samples of any shape")
@@ -72,10 +74,10 @@ def arguments(data: argparse.ArgumentParser) -> None:
     stage = sources.add_parser(
         "stage", help="copy a data folder to node-local storage, checked; one process of each node copies", allow_abbrev=False
     )
-    stage.add_argument("folder", type=Path)
-    stage.add_argument("to", type=Path, help="must not exist")
+    stage.add_argument("folder", type=named)
+    stage.add_argument("to", type=named, help="must not exist")
     verify = sources.add_parser("verify", help="read every sample and compare all checksums", allow_abbrev=False)
-    verify.add_argument("folder", type=Path)
+    verify.add_argument("folder", type=named)
     verify.add_argument("--repair-index", action="store_true", help="make a lost or damaged index again, if all shards are whole")
 
 
@@ -114,6 +116,8 @@ def run(options: argparse.Namespace) -> None:
             + ", ".join(f"{split} {count:,}" for split, count in counts.items())
         )
         return
+    # Of a batch system: as Ctrl-C, so that the folder's mark and what is half written do not stay.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _convert(options)
     splits = read_index(options.out)["splits"]
     print(f"{options.out}: " + ", ".join(f"{s} {e['count']:,} in {len(e['shards'])}" for s, e in splits.items()))

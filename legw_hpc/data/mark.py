@@ -78,7 +78,12 @@ def create(path: Path, me: Owner) -> bool:
     """
     try:
         with open(path, "x") as file:
-            file.write(_text(me))
+            try:
+                file.write(_text(me))
+                file.flush()
+            except OSError:  # a full disk: an empty mark would be nobody's, and stay
+                path.unlink()
+                raise
     except FileExistsError:
         return False
     except OSError as error:

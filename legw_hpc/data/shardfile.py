@@ -127,7 +127,7 @@ class ShardFile:
     def check_unchanged(self) -> bool:
         """Refuse a file that is another than when the split was opened, by size and time of change.
 
-        One of the same size and header, in which the samples' checksums are, is the same: `touch` keeps files from a purge.
+        One whose time alone is new may be the same: `touch` keeps files from a purge.  Only its header is compared here.
 
         Returns:
             Is its time of change new; from now on it counts.

@@ -46,9 +46,8 @@ def stage(source: Path, to: Path) -> bool:
             return False
     except OSError as error:
         raise InputError(f"{to}: cannot make this folder: {error.strerror}") from None
-    else:
-        mark.create(to / BEGUN, me)
     try:
+        mark.create(to / BEGUN, me)  # not where the place of another was taken
         # A source that is a copy itself has marks, which would say that this one is whole before it is.
         shutil.copytree(source, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BEGUN, WHOLE, BROKEN))
         verify(to)
@@ -65,11 +64,11 @@ def _must_copy(to: Path, me: mark.Owner) -> bool:
     """Wait for the copy of another process: False once it is whole, True if that process is gone and this one has its place."""
     start = time.monotonic()
     while not (to / WHOLE).exists():
+        if (to / BROKEN).exists():
+            raise InputError(f"{to}: another process of this node could not make the copy; remove it to try again")
         strange = time.monotonic() - start > BEGIN_SECONDS or not to.is_dir() or any(to.iterdir())
         if strange and not (to / BEGUN).exists():  # asked last: whatever a copy has in it, this came first
             raise InputError(f"{to}: it is there already, and no copy that another process of this node makes")
-        if (to / BROKEN).exists():
-            raise InputError(f"{to}: another process of this node could not make the copy; remove it to try again")
         if time.monotonic() - start > LONGEST_SECONDS:
             raise InputError(f"{to}: another process of this node has been copying for {LONGEST_SECONDS / 3600:g} h; gave up")
         owner, _ = mark.look(to / BEGUN)

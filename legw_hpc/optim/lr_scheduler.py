@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline, scale
+from legw_hpc.legw import FIXED_WARMUP_EPOCHS, Baseline, scale, split_scheme
 from legw_hpc.schedule import Constant, Decay, build
 
 
@@ -59,10 +59,15 @@ class LEGW(LRScheduler):
         self.steps_per_epoch = steps_per_epoch
         # A group's lr may be a tensor (capturable optimizers); the rule needs only the number.
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        # What the rates are made of, as far as they are.
         self._made_of = {
-            "base_batch": base_batch, "batch": batch, "warmup_epochs": warmup_epochs, "epochs": epochs,
-            "steps_per_epoch": steps_per_epoch, "decay": str(decay), "scheme": scheme, "fixed_warmup_epochs": fixed_warmup_epochs,
+            "base_batch": base_batch, "batch": batch, "warmup_epochs": warmup_epochs, "steps_per_epoch": steps_per_epoch,
+            "decay": str(decay), "scheme": scheme,
         }  # fmt: skip
+        if decay != Constant():
+            self._made_of["epochs"] = epochs
+        if split_scheme(scheme)[1] not in ("none", "legw"):
+            self._made_of["fixed_warmup_epochs"] = fixed_warmup_epochs
         # Of `build`, and not the functions: those cannot be pickled.  None: a group whose rate is 0, and stays so.
         self._groups: list[tuple[Any, ...] | None] = []
         for lr in lrs:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from legw_hpc.data.files import make_folder, written_whole
 from legw_hpc.errors import InputError
+from legw_hpc.strict import named
 
 if TYPE_CHECKING:
     from legw_hpc.grid import Cell
@@ -44,15 +45,15 @@ def arguments(figures: argparse.ArgumentParser) -> None:
     figures.add_argument("--quick", action="store_true", help="the packaged sample in place of the paper's data")
     figures.add_argument("--draw", action="store_true", help="run nothing: pages and drawings of what is finished")
     figures.add_argument("--commands", action="store_true", help="run nothing: print the commands of what is missing")
-    figures.add_argument("--runs", type=Path, help="folder of the runs (default: runs/figures, with --quick runs/quick)")
+    figures.add_argument("--runs", type=named, help="folder of the runs (default: runs/figures, with --quick runs/quick)")
     figures.add_argument(
-        "--to", type=Path, help="folder of pages, drawings and kept logs (default: results, with --quick runs/quick)"
+        "--to", type=named, help="folder of pages, drawings and kept logs (default: results, with --quick runs/quick)"
     )
 
 
 def keep_arguments(keep: argparse.ArgumentParser) -> None:
-    keep.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or log of one")
-    keep.add_argument("--to", type=Path, default=Path("results"), help="their logs go to TO/logs (default: results)")
+    keep.add_argument("runs", nargs="+", type=named, metavar="RUN", help="run folder, or log of one")
+    keep.add_argument("--to", type=named, default=Path("results"), help="their logs go to TO/logs (default: results)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from legw_hpc.errors import InputError
+from legw_hpc.strict import named
 
 if TYPE_CHECKING:
     from legw_hpc.recipe import Recipe
@@ -25,17 +26,12 @@ EXAMPLES = (
 )
 
 
-def folder(text: str) -> Path:
-    """Of an option: --to=~/grid is left as it is by bash."""
-    return Path(os.path.expanduser(text))
-
-
 def arguments(submit: argparse.ArgumentParser) -> None:
     """The options besides recipe and overrides."""
     submit.add_argument("--machine", required=True, help="name of a machine (jobs/machines/), or path of a .toml file")
     submit.add_argument("--nodes", type=int, required=True, help="of the job, or of each task of an array")
     submit.add_argument("--array", action="store_true", help="values with commas are a grid: a job array")
-    submit.add_argument("--to", type=folder, help="folder of an array's runs (default: runs/sweep/RECIPE)")
+    submit.add_argument("--to", type=named, help="folder of an array's runs (default: runs/sweep/RECIPE)")
     array_arguments(submit)
 
 

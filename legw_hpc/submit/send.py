@@ -19,6 +19,7 @@ from legw_hpc.derived import derive
 from legw_hpc.errors import InputError
 from legw_hpc.owner import belongs
 from legw_hpc.recipe import Recipe
+from legw_hpc.strict import named
 from legw_hpc.submit import pbs, record, slurm
 from legw_hpc.submit.job import Job, next_number
 from legw_hpc.submit.machine import Machine
@@ -138,7 +139,7 @@ def check_start(recipe: Recipe) -> None:
         InputError: names it.
     """
     begun = any((recipe.out_folder() / "checkpoints").glob("step-*.json"))  # checkpoint.any_in, but without torch
-    if recipe.start and not begun and not runlog.read(Path(recipe.start)):
+    if recipe.start and not begun and not runlog.read(named(recipe.start)):
         raise InputError(f"start={recipe.start}: no run there")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from legw_hpc.errors import EXIT_DIVERGED, EXIT_INPUT, EXIT_RESUME
@@ -35,7 +36,7 @@ def directives(job: Job) -> list[str]:
     if slurm.exclusive:
         lines.append("--exclusive")
         # All of a node's memory, which --exclusive does not give: a site may have a DefMemPerNode.  TACC refuses it.
-        if slurm.launcher != "ibrun" and not any(line.startswith("--mem") for line in slurm.options):
+        if slurm.launcher != "ibrun" and not any(re.match(r"--mem(-per-\w+)?\b(?!-)", line) for line in slurm.options):
             lines.append("--mem=0")
     if slurm.launcher == "ibrun" and job.tasks:
         lines.append(f"--ntasks={job.ranks}")  # TACC wants it besides the nodes

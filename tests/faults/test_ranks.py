@@ -17,11 +17,12 @@ import h5py
 import pytest
 
 from legw_hpc import runlog
+from legw_hpc.comm import Serial
 from legw_hpc.data.sources import images
 from legw_hpc.errors import EXIT_STALLED
 from legw_hpc.launcher import local_ranks
 from legw_hpc.runlog import STALLED
-from legw_hpc.watchdog import clear, report
+from legw_hpc.watchdog import LATE, _Watch, clear, report
 from tests import test_images
 from tests.parallel.ranks import ROOT, forget_launcher, launch, needs_mpi, on_ranks, ranks_of
 
@@ -178,6 +179,16 @@ def test_a_rank_that_works_is_waited_for_as_long_as_it_takes(tmp_path: Path) -> 
     """Its step takes five times the limit, a micro-batch much less."""
     answers = on_ranks(2, "programs:goes_on_after_all", folder=str(tmp_path), seconds=2.0, late=10.0, works=True)
     assert [*answers[1]] == [["0.waits", "1.works"], []]
+
+
+def test_a_rank_that_has_stopped_since_it_worked_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its mark stays, and says nothing new."""
+    watch = _Watch(tmp_path, Serial(), ["a", "b"], 1.0, fresh=False)
+    for name in ("0.waits", "1.works"):
+        (tmp_path / name).write_text("?")
+    looks = [watch._judge() for _ in range(LATE + 2)]
+    assert looks == [False] * (LATE + 1) + [True]
+    assert "rank 1 on b does not answer" in capsys.readouterr().err
 
 
 def test_a_rank_that_does_not_end_after_the_run_is_not_waited_for(arguments: list[str], tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def goes_on_after_all(folder: str, seconds: float, late: float, works: bool) -> 
     from pathlib import Path
 
     from legw_hpc.runlog import STALLED
-    from legw_hpc.watchdog import watching
+    from legw_hpc.watchdog import not_for_ever, watching
 
     comm, marks = connect("auto"), Path(folder) / STALLED
 
@@ -265,7 +265,7 @@ def goes_on_after_all(folder: str, seconds: float, late: float, works: bool) -> 
             return []
 
     try:
-        with watching(Path(folder), comm, seconds):
+        with not_for_ever(comm, 3 * seconds), watching(Path(folder), comm, seconds):
             during: list[str] = []
             if comm.rank == 1:
                 for _ in range(round(late / 0.1)):
