@@ -256,7 +256,10 @@ def test_the_runs_of_a_sweep_are_seen_by_its_folder_and_what_is_none_stops_no_li
     assert done.stderr == "legw-hpc: notes.txt: no such folder\nlegw-hpc: 1 of 4 are no run, or may not be read, as told above\n"
 
 
-def test_runs_are_found_deeper_where_sweeps_and_studies_have_them(cli: Cli, tmp_path: Path) -> None:
+def test_runs_are_found_deeper_where_sweeps_and_studies_have_them(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
     for name in ("sweep/mnist/a", "scaling/mnist/strong-1/c", "one", "far/1/2/3/4"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         write(tmp_path / "runs" / name, START, STEP)

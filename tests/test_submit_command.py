@@ -21,6 +21,7 @@ def login(stubs: Stubs, monkeypatch: pytest.MonkeyPatch, shards: Path) -> list[s
     stubs.says("sbatch", "echo '41;cluster'")
     stubs.says("qsub", "echo 42.pbs")
     stubs.says("sacct", "exit 1")  # this machine may have a real one
+    stubs.says("squeue", "exit 1")
     monkeypatch.setenv("PATH", f"{stubs.bin}:/usr/bin:/bin")
     recipe = ["submit", "mnist-lstm", f"data.dir={shards}", "data.train_samples=300", "batch=96", "out=runs/x"]
     return [*recipe, "--machine", "localhost", "--nodes", "2", "--time", "00:30:00"]
