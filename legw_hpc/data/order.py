@@ -143,6 +143,9 @@ def micro_batches(
         micro_batch: items at once, at most.
         rank, size: whose part this is.
         even: give every rank as many micro-batches, if need be one of no items: the ranks meet in each.
+
+    Returns:
+        The items of each, int64, in their order; together this rank's part.
     """
     mine = part(len(items), rank, size)
     here = items[mine.start : mine.stop]
