@@ -17,7 +17,7 @@ MOST = 1_000_000_000  # words, classes or units of a network (assumed)
 _IMAGES = ("classes", "label_smoothing", "batch_norm", "batch_norm_momentum")
 # What an application takes; a test holds it to what the applications do.
 OPTIONS = {
-    "mnist-lstm": ("init",),
+    "mnist-lstm": ("init", "dropout"),
     "ptb-lstm": ("vocabulary", "hidden", "layers", "init", "dropout"),
     "resnet20": _IMAGES,
     "resnet50": (*_IMAGES, "size", "resize", "crops"),

@@ -10,6 +10,7 @@ from torch import nn
 from legw_hpc.apps import application
 from legw_hpc.errors import InputError
 from legw_hpc.models.mnist_lstm import HIDDEN, MnistLSTM
+from legw_hpc.models.stateless import dropout
 
 
 def test_the_shapes_of_the_paper() -> None:
@@ -39,7 +40,14 @@ def test_it_is_the_lstm_of_torch() -> None:
     """`plain` against nn.LSTM with the same weights: gate order, and the last state is what counts."""
     torch.manual_seed(0)
     model = MnistLSTM()
-    lstm = nn.LSTM(HIDDEN, HIDDEN, batch_first=True)
+    images = torch.rand(5, 28, 28)
+    states, _ = torchs(model)(model.transform(images.transpose(0, 1)))
+    torch.testing.assert_close(model(images), model.head(states[-1]))
+
+
+def torchs(model: MnistLSTM) -> nn.LSTM:
+    """With the weights of the model's cell."""
+    lstm = nn.LSTM(HIDDEN, HIDDEN)
     lstm.load_state_dict(
         {
             "weight_ih_l0": model.input_kernel.data,
@@ -48,9 +56,22 @@ def test_it_is_the_lstm_of_torch() -> None:
             "bias_hh_l0": torch.zeros(4 * HIDDEN),
         }
     )
-    images = torch.rand(5, 28, 28)
-    states, _ = lstm(model.transform(images))
-    torch.testing.assert_close(model(images), model.head(states[:, -1]))
+    return lstm
+
+
+def test_dropout_is_of_the_row_and_of_training_alone() -> None:
+    """Of what enters the cell and of the last state: a share `rate` of each is 0, the others are scaled up."""
+    torch.manual_seed(0)
+    rate, images, keys = 0.4, torch.rand(6, 28, 28), torch.arange(6) * 7919
+    model, usual = (application("mnist-lstm", **options).model() for options in ({"dropout": rate}, {}))
+    usual.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(images), usual(images))
+    dropped = model(images, keys)
+    torch.testing.assert_close(dropped[2:5], model(images[2:5], keys[2:5]))
+    assert not torch.isclose(dropped, model(images, keys + 1)).any()
+    entering, leaving = (dropout(torch.ones(steps, 6, HIDDEN), rate, keys, layer) for steps, layer in ((28, 0), (1, 1)))
+    states, _ = torchs(model)(model.transform(images.transpose(0, 1)) * entering)
+    torch.testing.assert_close(dropped, model.head(states[-1] * leaving[0]))
 
 
 def test_initialisation_has_open_forget_gates() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from legw_hpc.apps import application
+from legw_hpc.apps.base import Application
 from legw_hpc.comm import Serial
 from legw_hpc.data.loader import Step, evaluation_batches, train_steps
 from legw_hpc.data.order import Shuffled
@@ -42,21 +43,22 @@ def derived(**changed: object) -> Derived:
     return derive(load("mnist-lstm", [f"{key}={value}" for key, value in words.items()]))
 
 
-def trained(shards: Path, micro_batch: int, steps: int = 9, clip_norm: float = 0.0) -> nn.Module:
+def trained(shards: Path, micro_batch: int, steps: int = 9, clip_norm: float = 0.0, app: Application = APP) -> nn.Module:
     torch.manual_seed(0)
-    model = APP.model()
+    model = app.model()
     data = Shards(shards, "train")
-    source = train_steps(data, APP.decode, order=ORDER, micro_batch=micro_batch, first=0, last=steps, rank=0, size=1, device=CPU)
+    source = train_steps(data, app.decode, order=ORDER, micro_batch=micro_batch, first=0, last=steps, rank=0, size=1, device=CPU)
     optimizer = solver("momentum", parameter_groups(model), 0.1)
-    for _ in train(APP, model, optimizer, source, derived(), Serial(), clip_norm=clip_norm, **fresh()):
+    for _ in train(app, model, optimizer, source, derived(), Serial(), clip_norm=clip_norm, **fresh()):
         pass
     return model
 
 
-@pytest.mark.parametrize("micro_batch", [1, 7, 32, 1000])
-def test_the_micro_batch_changes_time_not_maths(shards: Path, micro_batch: int) -> None:
-    """9 steps, two of them the smaller last one of an epoch; 7 leaves a smaller last micro-batch."""
-    whole, pieces = trained(shards, 96), trained(shards, micro_batch)
+@pytest.mark.parametrize(("micro_batch", "share"), [(1, 0.0), (7, 0.0), (32, 0.0), (1000, 0.0), (7, 0.3)])
+def test_the_micro_batch_changes_time_not_maths(shards: Path, micro_batch: int, share: float) -> None:
+    """9 steps, two of them the smaller last one; 7 leaves a smaller last micro-batch.  With dropout too."""
+    app = application("mnist-lstm", dropout=share)
+    whole, pieces = trained(shards, 96, app=app), trained(shards, micro_batch, app=app)
     for a, b in zip(whole.parameters(), pieces.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 

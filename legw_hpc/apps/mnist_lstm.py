@@ -10,41 +10,45 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from legw_hpc.apps.base import Application
+from legw_hpc.apps.base import Application, check_options
 from legw_hpc.data.format import Field
+from legw_hpc.data.loader import Draw
 from legw_hpc.models.mnist_lstm import CLASSES, INITS, PIXELS, MnistLSTM
+from legw_hpc.models.stateless import row_keys
 
 
-def mnist_lstm(init: str = INITS[0]) -> Application:
+def mnist_lstm(init: str = INITS[0], dropout: float = 0.0) -> Application:
     """The application.
 
     Args:
-        init: see `MnistLSTM`.
+        init, dropout: see `MnistLSTM`.
 
     Raises:
-        ValueError: no such initialisation.
+        ValueError: no such initialisation; a share out of range.
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, not {init!r}")
+    check_options(dropout=(dropout, (int, float), 0, 1))
+
+    def decode(data: Any, samples: NDArray[np.int64], draw: Draw | None) -> tuple[Tensor, ...]:
+        """Images [B, 28, 28] float32 in 0 ... 1, labels [B] int64, and where something is dropped, keys [B]."""
+        images = torch.from_numpy(data.take("image", samples)).to(torch.float32).div_(255)
+        keys = (row_keys(samples, draw),) if dropout and draw is not None else ()
+        return images, torch.from_numpy(data.take("label", samples)), *keys
+
     return Application(
         name="mnist-lstm",
-        model=lambda: MnistLSTM(init),
+        model=lambda: MnistLSTM(init, dropout),
         fields={"image": Field("uint8", (PIXELS, PIXELS)), "label": Field("int64", (), classes=CLASSES)},
-        decode=_decode,
+        decode=decode,
         loss=_loss,
         evaluate=_evaluate,
         metrics=_metrics,
     )
 
 
-def _decode(data: Any, samples: NDArray[np.int64], draw: object) -> tuple[Tensor, ...]:
-    """Images [B, 28, 28] float32 in 0 ... 1 and labels [B] int64."""
-    images = torch.from_numpy(data.take("image", samples))
-    return images.to(torch.float32).div_(255), torch.from_numpy(data.take("label", samples))
-
-
-def _loss(model: nn.Module, carried: None, images: Tensor, labels: Tensor) -> tuple[Tensor, None]:
-    return F.cross_entropy(model(images), labels, reduction="sum"), None
+def _loss(model: nn.Module, carried: None, images: Tensor, labels: Tensor, keys: Tensor | None = None) -> tuple[Tensor, None]:
+    return F.cross_entropy(model(images, keys), labels, reduction="sum"), None
 
 
 def _evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from legw_hpc.apps.base import Application, check_options
 from legw_hpc.data.format import Field
 from legw_hpc.data.loader import Draw
 from legw_hpc.models.ptb_lstm import PtbLSTM
+from legw_hpc.models.stateless import row_keys
 
 # An evaluated text is read in rows of about so many words, each after CONTEXT words that are not
 # scored, so that the rows can go side by side and to any rank.  Measured against the validation text read
@@ -58,7 +59,7 @@ def ptb_lstm(
         if draw is None:
             return _rows(data, items)
         tokens = data.take("token", (items[:, None] + np.arange(window + 1)).reshape(-1))
-        return torch.from_numpy(tokens.astype(np.int64)).view(len(items), window + 1), _keys(items, draw)
+        return torch.from_numpy(tokens.astype(np.int64)).view(len(items), window + 1), row_keys(items, draw)
 
     return Application(
         name="ptb-lstm",
@@ -72,12 +73,6 @@ def ptb_lstm(
         items=_row_count,
         least=2,  # a word, and the one that is foretold
     )
-
-
-def _keys(items: NDArray[np.int64], draw: Draw) -> Tensor:
-    """A number for each row and step, int64 [B]; the model's dropout mixes it further."""
-    first = np.random.SeedSequence(draw).generate_state(1, np.uint64).view(np.int64)
-    return torch.from_numpy(items + first)
 
 
 def _row_count(tokens: int) -> int:

@@ -6,13 +6,26 @@ whichever rank and micro-batch it is in, and a resumed run needs no saved state.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # The constants of SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit numbers.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def row_keys(items: NDArray[np.int64], draw: tuple[int, int]) -> Tensor:
+    """A number for each row in an epoch, int64 [B]; `dropout` mixes it further.
+
+    Args:
+        items: which rows, [B].
+        draw: (seed, epoch), see data/loader.py.
+    """
+    first = np.random.SeedSequence(draw).generate_state(1, np.uint64).view(np.int64)
+    return torch.from_numpy(items + first)
 
 
 def dropout(x: Tensor, rate: float, keys: Tensor, layer: int) -> Tensor:
