@@ -138,8 +138,10 @@ def parser() -> argparse.ArgumentParser:
 
     status = command(
         "status", "where runs are: state, step, samples/s, time to go, jobs, last error",
-        "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/mnist-lstm/*/",
+        "  legw-hpc status runs/first\n  legw-hpc status runs/sweep/mnist-lstm/*/\n"
+        "  legw-hpc status --json runs/* | jq -r 'select(.state == \"stopped\").folder'",
     )  # fmt: skip
+    status.add_argument("--json", action="store_true", help="JSON instead of text, a line a run")
     status.add_argument("runs", nargs="+", type=named, metavar="RUN", help="run folder, or one of a sweep's or an array's runs")
 
     doctor = command(
@@ -309,7 +311,7 @@ def _status(options: argparse.Namespace) -> None:
     failed = 0
     for status in statuses(found):
         if not isinstance(status, errors.InputError):
-            print("\n".join(status.lines()), flush=True)
+            print(status.json() if options.json else "\n".join(status.lines()), flush=True)
         elif len(found) == 1:
             raise status
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ class Status:
         state: "done", "diverged", "running", or one of STATES.
         step, steps: done, and of the whole run.
         eta_seconds: to the last step at the last rate, evaluations not counted; only of a running one.
+        metrics: of the last evaluation, by name.
         error: what it ended with, or the last line of its jobs' output that says what was wrong, or the last of all.
         jobs: (id, state) of the jobs that were submitted for it; the state is "" where no scheduler answers.
     """
@@ -49,7 +53,7 @@ class Status:
     epoch: float = 0.0
     samples_per_s: float = 0.0
     eta_seconds: float | None = None
-    metrics: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     jobs: tuple[tuple[str, str], ...] = ()
 
@@ -63,10 +67,16 @@ class Status:
         if self.eta_seconds is not None:
             about.append(f"{_hours(self.eta_seconds)} to go")
         if self.metrics:
-            about.append(self.metrics)
+            about.append(", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()))
         lines = [", ".join(about)]
         lines += [f"  job {name}{': ' + state if state else ''}" for name, state in self.jobs]
         return lines + ([f"  {self.error}"] if self.error else [])
+
+    def json(self) -> str:
+        """For programs: an object of the attributes, on one line; a metric that is no number, as of a diverged run, is null."""
+        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        jobs = [{"id": name, "state": state} for name, state in self.jobs]
+        return json.dumps(dataclasses.asdict(self) | {"folder": str(self.folder), "metrics": metrics, "jobs": jobs})
 
 
 def runs(folders: Sequence[Path]) -> list[Path]:
@@ -144,8 +154,7 @@ def status(folder: Path, now: float | None = None, told: Mapping[str, str] | Non
     course, eta = _course(start), None
     if state == "running" and rate and steps and course:  # a step of a text trains on a window of each row
         eta = (course.epoch(steps) - course.epoch(at)) * _number(start, "derived", "train_samples") / rate
-    shown = {k: v for k, v in evaluation.items() if k not in ("event", "time", "step", "epoch") and isinstance(v, int | float)}
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    metrics = {k: v for k, v in evaluation.items() if k not in ("event", "time", "step", "epoch") and isinstance(v, int | float)}
     epoch = course.epoch(at) if course else max(_number(step, "epoch"), _number(evaluation, "epoch"))
     error = ""
     if state not in ("done", "running", "queued", "empty"):

@@ -35,7 +35,7 @@ def test_figures_stand_before_and_after_options() -> None:
     assert parse(["figures"]).names == []
 
 
-@pytest.mark.parametrize("line", ["plan mnist-lstm --jsn batch=64", "status --json runs/x", "doctor batch=64"])
+@pytest.mark.parametrize("line", ["plan mnist-lstm --jsn batch=64", "status --yaml runs/x", "doctor batch=64"])
 def test_what_a_command_does_not_know_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parse(line.split())

@@ -140,6 +140,21 @@ def test_a_shortened_run_counts_to_its_own_end(tmp_path: Path) -> None:
     assert status(write(tmp_path / "r", START | {"recipe": {"max_steps": 30}}, STEP)).steps == 30
 
 
+def test_programs_read_a_line_a_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    write(tmp_path / "a", START, STEP, EVAL | {"loss": float("nan")}, DIVERGED)
+    (tmp_path / "b/jobs").mkdir(parents=True)
+    record.add(tmp_path / "b/jobs", "slurm", "7", [])
+    done = cli("status", "--json", "a", "b", "nowhere")
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in done.stdout.splitlines())
+    assert first == {
+        "folder": "a", "state": "diverged", "step": 20, "steps": 40, "epoch": 2.0, "samples_per_s": 50.0, "eta_seconds": None,
+        "metrics": {"accuracy": 91.234, "loss": None}, "error": "step 21: loss is nan", "jobs": [],
+    }  # fmt: skip
+    assert (second["state"], second["jobs"]) == ("queued", [{"id": "7", "state": ""}])
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "legw-hpc: nowhere: no such folder")
+
+
 def test_words(tmp_path: Path) -> None:
     beat(tmp_path / "r", 1100)
     (text,) = status(write(tmp_path / "r", START, STEP, EVAL), 1110).lines()
