@@ -256,18 +256,20 @@ def test_array(scheduler: str, stubs: Stubs) -> None:
     stubs.says("mpirun", RIGHT)
     stubs.says("legw-hpc", "exit 85")
     stubs.says("qsub", "echo 8.pbs")
-    made = small(scheduler, ["batch=1024,2048", "lr=0.1,0.2"], array=True, chain=2, to=Path("runs/g"), bin=str(stubs.bin))
+    made = small(
+        scheduler, ["batch=1024,2048", "lr=0.1,0.2"], array=True, at_once=2, chain=2, to=Path("runs/g"), bin=str(stubs.bin)
+    )
     (stubs.folder / made.file.parent).mkdir(parents=True)
     done = run(send.text(made), stubs, SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_JOB_ID="5", PBS_ARRAY_INDEX="2")
     assert done.returncode == 85, done.stderr
     out = f"out=runs/g/{cells('mnist-lstm', ['batch=2048', 'lr=0.1'])[0].name}"
     assert stubs.calls("legw-hpc") == [["train", "mnist-lstm", "batch=2048", "lr=0.1", out]]
     if scheduler == "slurm":
-        assert "--array=0-3" in slurm.directives(made)
+        assert "--array=0-3%2" in slurm.directives(made)
         assert stubs.calls("scontrol") == [["requeue", "5_2"]]
     else:
         # PBS: "cannot submit non-rerunable Array Job".
-        assert send.command(made) == ["qsub", "-r", "y", "-J", "0-3", "runs/g/jobs/1.pbs"]
+        assert send.command(made) == ["qsub", "-r", "y", "-J", "0-3%2", "runs/g/jobs/1.pbs"]
         assert stubs.calls("qsub") == [["-v", "LEGW_LINK=2,LEGW_TASK=2", "runs/g/jobs/1.pbs"]]
         assert [job.id for job in record.jobs(stubs.folder / out.removeprefix("out="))] == ["8.pbs"]
 

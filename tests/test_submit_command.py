@@ -95,7 +95,7 @@ def test_submit_refuses_before_it_writes(login: list[str], cli: Cli, stubs: Stub
         "curvature_every=1 precision=bf16": "needs precision=fp32", "device=cuda": "machine localhost has no GPUs",
         "data.train_samples=299": "300 training samples, recipe mnist-lstm declares data.train_samples 299",
         "--nodes=1 noise_scale=true": "one rank has no gradient beside the average",
-        "--to=elsewhere": "holds the runs of an --array",
+        "--to=elsewhere": "holds the runs of an --array", "--at-once=2": "--at-once 2 is of the tasks of an --array",
     }.items():  # fmt: skip
         refused = cli(*login, *wrong.split())  # hours later the ranks would
         assert refused.returncode == 2

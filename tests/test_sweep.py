@@ -233,7 +233,9 @@ def test_a_longer_run_is_not_the_one_asked_for(cli: Cli, grid: list[str], tmp_pa
     assert "note: whether 1 that count are of these data is not known: " in unknown.stderr
 
 
-@pytest.mark.parametrize("option", ["--dry-run", "--nodes=4", "--time=01:00:00", "--account=a1", "--chain=2", "--set=ranks=2"])
+@pytest.mark.parametrize(
+    "option", ["--dry-run", "--nodes=4", "--time=01:00:00", "--account=a1", "--chain=2", "--at-once=2", "--set=ranks=2"]
+)
 def test_what_is_of_a_machine_trains_nothing_here(option: str, cli: Cli, grid: list[str], tmp_path: Path) -> None:
     done = cli(*grid, "batch=96", "--to", "s", option)
     assert (done.returncode, done.stdout) == (2, "")
@@ -254,8 +256,9 @@ def test_a_machine_gets_what_is_missing(cli: Cli, tmp_path: Path) -> None:
     assert "--draw alone" in cli(*words, "--nodes", "4", "--draw").stderr
     assert "--jobs is of runs here" in cli(*words, "--nodes", "4", "--jobs", "2").stderr
     assert "--set ranks=..." in cli(*words, "--nodes", "4", "--ranks", "2").stderr
-    charged = cli(*words, "--nodes", "4", "--dry-run", "--account", "a1", "--set", "ranks=2", "--chain", "3").stdout
-    assert {"#SBATCH --account=a1", "#SBATCH --ntasks-per-node=2"} <= set(charged.splitlines())
+    assert "--at-once -1: at least 1 task" in cli(*words, "--nodes", "4", "--at-once", "-1").stderr
+    charged = cli(*words, "--nodes", "4", "--dry-run", "--account", "a1", "--set", "ranks=2", "--chain=3", "--at-once=2").stdout
+    assert {"#SBATCH --account=a1", "#SBATCH --ntasks-per-node=2", "#SBATCH --array=0-2%2"} <= set(charged.splitlines())
     assert " chain=3\n" in charged
     done = cli(*words, "--nodes", "4", "--dry-run")
     assert done.returncode == 0, done.stderr

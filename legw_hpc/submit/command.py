@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 64 --time 04:00:00 --dry-run\n"
     "  legw-hpc submit imagenet-resnet50 batch=32768 --machine skylake --nodes 64 --time 04:00:00 --chain 3 --stage\n"
-    "  legw-hpc submit mnist-lstm batch=1024,2048,4096 --array --to runs/grid --machine knl --nodes 4\n"
+    "  legw-hpc submit mnist-lstm batch=1024,2048,4096 --array --at-once 2 --to runs/grid --machine knl --nodes 4\n"
     "  legw-hpc submit mnist-lstm batch=4096 --machine my-site.toml --nodes 8 --scheduler pbs --set pbs.launcher=hydra\n"
     "The machines are in jobs/machines/; the script stays in RUN/jobs, with the output of the job."
 )
@@ -42,12 +42,21 @@ def array_arguments(submit: argparse._ActionsContainer) -> None:
     submit.add_argument(
         "--chain", type=int, default=1, metavar="K", help="run up to K times, each going on from the last checkpoint (default: 1)"
     )
+    submit.add_argument(
+        "--at-once",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tasks of the array that run at the same time (default: what there is room for)",
+    )
     job_arguments(submit)
 
 
 def array_words(options: argparse.Namespace) -> list[str]:
     """The options of `array_arguments` as they were given."""
-    words = ([f"--time={options.time}"] if options.time else []) + ([f"--chain={options.chain}"] if options.chain != 1 else [])
+    usual = {"time": "", "chain": 1, "at_once": 0}
+    given = {name: value for name, usually in usual.items() if (value := getattr(options, name)) != usually}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     return [*words, *job_words(options), *(["--dry-run"] if options.dry_run else [])]
 
 
@@ -96,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
     machine = machine_of(options)
     wanted = Options(
         nodes=options.nodes, time=options.time, chain=options.chain, array=options.array,
-        to=options.to,
+        at_once=options.at_once, to=options.to,
         account=options.account, partition=options.partition, stage=options.stage, unpack=options.unpack,
         bin="" if machine.container else str(_bin()),
     )  # fmt: skip

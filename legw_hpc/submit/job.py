@@ -31,6 +31,7 @@ class Options:
         time: walltime, HH:MM:SS; the machine's longest by default.
         chain: how often the job may run, the first time included.
         array: values with commas are a grid: a task of a job array for every cell that is not finished.
+        at_once: tasks of an array that may run at the same time; 0 is as many as there is room for.
         to: TO/CELL are the run folders of an array; the recipe's grid folder by default.
         account, partition: charged, and queued in.
         stage: copy the shards to node-local storage.
@@ -42,6 +43,7 @@ class Options:
     time: str = ""
     chain: int = 1
     array: bool = False
+    at_once: int = 0
     to: Path | None = None
     account: str = ""
     partition: str = ""
@@ -61,7 +63,7 @@ class Job:
         threads: per rank.
         tasks: arguments of `legw-hpc train`, one line a task of an array, which ends with out=; none: those the
             script is given.
-        chain, account, partition, unpack, bin: see `Options`.
+        chain, at_once, account, partition, unpack, bin: see `Options`.
         stage: the data folder that is copied to node-local storage.
         array: the tasks are those of a grid; one may be left of it.
         file: the script, in the folder that also takes the job's output; relative to where it is submitted.
@@ -81,6 +83,7 @@ class Job:
     stage: str = ""
     unpack: str = ""
     array: bool = False
+    at_once: int = 0
 
     @property
     def ranks(self) -> int:
@@ -91,6 +94,11 @@ class Job:
     def runs(self) -> list[str]:
         """Names of the run folders of an array's tasks; empty for one run."""
         return [Path(words[-1].removeprefix("out=")).name for words in self.tasks] if self.array else []
+
+    @property
+    def numbers(self) -> str:
+        """Of an array's tasks, as schedulers are told: 0-5, or 0-5%2 where two may run at the same time."""
+        return f"0-{len(self.tasks) - 1}" + (f"%{self.at_once}" if self.at_once else "")
 
     @property
     def node_hours(self) -> float:
@@ -108,6 +116,8 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         cells = grid.cells(recipe, overrides)
         if len(cells) < 2:
             raise InputError("--array needs a grid: a value with commas, such as batch=1024,2048")
+        if options.at_once < 0:
+            raise InputError(f"--at-once {options.at_once}: at least 1 task")
         to = options.to or grid.folder(recipe)
         left = sweep.missing(cells, to)
         if not left:
@@ -119,6 +129,8 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
     else:
         if options.to is not None:
             raise InputError(f"--to {options.to} holds the runs of an --array; one run has out=...")
+        if options.at_once:
+            raise InputError(f"--at-once {options.at_once} is of the tasks of an --array; there is one run")
         recipes = [load(recipe, overrides)]
         derive(recipes[0])
         tasks = ((recipe, *overrides),)
@@ -145,7 +157,7 @@ def make(recipe: str, overrides: Sequence[str], machine: Machine, options: Optio
         machine=machine, nodes=options.nodes, seconds=time, threads=threads, tasks=tasks, chain=options.chain,
         file=folder / f"{next_number(folder)}.{suffix}", account=options.account, partition=options.partition,
         bin=options.bin, stage=str(first.data.folder()) if options.stage else "", unpack=options.unpack,
-        array=options.array,
+        array=options.array, at_once=options.at_once,
     )  # fmt: skip
 
 

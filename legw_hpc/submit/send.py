@@ -43,7 +43,7 @@ def command(job: Job, after: str = "") -> list[str]:
     wait = ["-W", f"depend=afterany:{after}"] if after else []
     # Not directives: a task that goes on submits the same script as a job of its own.  PBS takes no array that may not be
     # rerun, and none of one task.
-    array = ["-r", "y", "-J", f"0-{len(job.tasks) - 1}"] if len(job.tasks) > 1 else []
+    array = ["-r", "y", "-J", job.numbers] if len(job.tasks) > 1 else []
     return ["qsub", *array, *wait, str(job.file)]
 
 

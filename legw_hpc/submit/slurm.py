@@ -32,7 +32,7 @@ def directives(job: Job) -> list[str]:
         f"--output={job.file.parent}/{output}" if job.tasks else f"--output=%x-{output}",
     ]
     if job.array:
-        lines.append(f"--array=0-{len(job.tasks) - 1}")
+        lines.append(f"--array={job.numbers}")
     if slurm.exclusive:
         lines.append("--exclusive")
         # All of a node's memory, which --exclusive does not give: a site may have a DefMemPerNode.  TACC refuses it.

@@ -225,10 +225,12 @@ def test_a_failure_is_not_repeated(call: Call, tmp_path: Path) -> None:
 
 
 def test_an_array_is_a_sweep(call: Call, tmp_path: Path) -> None:
-    words = ["mnist-lstm-sample", "batch=128,256", "epochs=1", "--array", "--to", "runs/grid"]
+    words = ["mnist-lstm-sample", "batch=128,256", "epochs=1", "--array", "--at-once=1", "--to", "runs/grid"]
     done = call("legw-hpc", "submit", *words, *machine())
     assert done.returncode == 0, done.stderr
     wait_for(lambda: [finished(path.parent) for path in tmp_path.glob("runs/grid/*/log.jsonl")] == [True, True])
+    first, second = sorted((log[0]["time"], log[-1]["time"]) for log in map(runlog.read, tmp_path.glob("runs/grid/*/")))
+    assert first[1] <= second[0]  # one at a time
 
 
 def test_scripts_are_accepted_and_what_cannot_work_is_refused_before(call: Call, tmp_path: Path) -> None:
