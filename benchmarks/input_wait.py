@@ -51,11 +51,13 @@ class Waiting:
     def cost(self) -> float:
         """Reading a round's input, as a share of a round's seconds: what the loader's thread takes of the processor."""
         work, recipe = self.work, self.work.recipe
-        items = work.order.items(0, 0)[: min(recipe.micro_batch, -(-recipe.batch // self.comm.size))]
+        count = min(recipe.micro_batch, -(-recipe.batch // self.comm.size))
+        # Other samples each time: the same ones would be in the processor's cache.
+        items = [work.order.items(0, step % work.derived.steps_per_epoch)[:count] for step in range(5)]
         start = time.perf_counter()
-        for _ in range(5):
-            work.app.decode(work.training, items, (recipe.seed, 0))
-        return (time.perf_counter() - start) / 5 * recipe.batch / len(items) / self.comm.size * self.steps
+        for some in items:
+            work.app.decode(work.training, some, (recipe.seed, 0))
+        return (time.perf_counter() - start) * recipe.batch / sum(map(len, items)) / self.comm.size * self.steps
 
     def limit(self, name: str, seconds: list[float]) -> Limit:
         """The share of the rank that waits most, over the rounds that count."""

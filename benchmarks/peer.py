@@ -9,17 +9,21 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable
 
 import torch
 from torch import distributed
 
+from benchmarks.exchange import without_horovod
 from benchmarks.measure import Bench
 
 
-def peer(bench: Bench, module: str, *sizes: int) -> Callable[[], None]:
-    """A peer's step, each call once; its process begins here and ends with the benchmark.
+def peer(bench: Bench, module: str, *sizes: int) -> Callable[[], float]:
+    """A peer's step, each call once, and its seconds; its process begins here and ends with the benchmark.
+
+    Horovod is shut down meanwhile: its thread would share the peer's core.
 
     Args:
         bench: whose ranks get a process each.
@@ -39,11 +43,14 @@ def peer(bench: Bench, module: str, *sizes: int) -> Callable[[], None]:
     if said.readline() != b"ready\n":
         raise RuntimeError(f"the peer of {module} did not start: exit code {process.wait()}")
 
-    def step() -> None:
-        asks.write(b"step\n")
-        asks.flush()
-        if said.readline() != b"done\n":
-            raise RuntimeError(f"the peer of {module} ended: exit code {process.wait()}")
+    def step() -> float:
+        with without_horovod(comm):
+            start = time.perf_counter()
+            asks.write(b"step\n")
+            asks.flush()
+            if said.readline() != b"done\n":
+                raise RuntimeError(f"the peer of {module} ended: exit code {process.wait()}")
+            return time.perf_counter() - start
 
     weakref.finalize(step, _end, process, store)
     return step

@@ -182,8 +182,9 @@ def page(found: Sequence[Measured], records: Sequence[Record]) -> str:
     lines += [
         "Efficiency: samples/s a rank beside those of the base (95 % by a bootstrap over runs and steps). *Without exchange* and",
         "*without input* are the same for twins of the run that leave that out: what is lost without exchange is lost to the",
-        "shared machine or to the files, what is lost without input to the machine or to the exchange; where intervals overlap",
-        "nothing is told apart. One rank alone exchanges nothing in any case. Rates are harmonic means; the first",
+        "shared machine, to the slowest rank or to the files, what is lost without input to the machine or to the exchange;",
+        "where intervals overlap nothing is told apart. *Exchange ms* has the wait for the slowest rank in it. One rank alone",
+        "exchanges nothing in any case. Rates are harmonic means; the first",
         f"{WARM} steps of a run are not counted.",
         "",
         f"Precision {records[0].recipe.precision}, {start['threads']} threads a rank; {of[0]}; ranks: {how}; commits "

@@ -129,7 +129,8 @@ def reading(bench: Bench, recipe: str, words: list[str], rounds: int) -> Reading
         return bench.seconds(partial(decode, data, step * comm.size + comm.rank))
 
     storage = [from_storage(step) for step in range(rounds + 1)][1:]
-    memory = repeated(bench, partial(decode, work.training, comm.rank), rounds)
+    step = itertools.count(comm.rank, comm.size)  # of other samples each time: the same ones are in the processor's cache
+    memory = repeated(bench, lambda: decode(work.training, next(step)), rounds)
     fits = sum(path.stat().st_size for path in files) < available()
     return Reading([count / s for s in memory], [count / s for s in storage], comm.broadcast(fits))
 

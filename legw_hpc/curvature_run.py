@@ -86,18 +86,19 @@ def lines(record: Record) -> list[str]:
     about = [f"L(x, g)  measured at {len(steps):,} of {steps[-1]:,} steps, {steps[-1] / per_epoch:.3g} epochs"]
     if found is None:
         return [*about, "peak     none within them: L rises to their end, falls from their beginning, or has hardly risen"]
-    rate = derived.lr(found.step - 1)
+    before = found.step - 1  # L is that before the step
     about.append(
-        f"peak     {found.value:.3g} at step {found.step:,}, epoch {found.step / per_epoch:.3g} (running median of {found.of}); "
-        f"1 / L is {1 / found.value:.3g}, the learning rate there {rate:.3g}, the sum of rates until then "
-        f"{derived.lr_sum(found.step - 1):.3g}"
+        f"peak     {found.value:.3g} at step {found.step:,}, epoch {before / per_epoch:.3g} (running median of {found.of}); "
+        f"1 / L is {1 / found.value:.3g}, the learning rate there {derived.lr(before):.3g}, the sum of rates until then "
+        f"{derived.lr_sum(before):.3g}"
     )
     if found.until is None:
         about.append(f"warmup   no end of the peak within them, L may rise again: measure longer; LEGW's is {legw:.3g} epochs")
     else:
-        covers = f"{found.until / per_epoch:.3g} epochs ({found.until:,} steps) cover it: L is down to half there"
+        covered = found.until - 1
+        covers = f"{covered / per_epoch:.3g} epochs ({covered:,} steps) cover it: L is down to half there"
         about.append(f"warmup   {covers}; LEGW's is {legw:.3g} epochs")
-        ours, own = derived.scaled.warmup_epochs, found.until / per_epoch
+        ours, own = derived.scaled.warmup_epochs, covered / per_epoch
         if ours and abs(own - ours) > APART * ours:  # without any warmup, that is what was asked
             about.append(
                 f"note     measured under a warmup of {ours:.3g} epochs, which moves the peak: measure again under {own:.3g}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from legw_hpc.derived import Derived
 from legw_hpc.grid import Cell
 from legw_hpc.records import Record, Records, but_seed
+
+GUESS = 15.0  # accuracy below which a network with ten classes, such as MNIST's, has hardly learnt (assumed)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Spread:
         return f"{shown}, {lost}" if lost else shown
 
 
+def learnt(spread: Spread, metric: str) -> Spread:
+    """Where some seeds have learnt and others have not, of those that have."""
+    values = tuple(value for value in spread.values if metric != "accuracy" or value >= GUESS)
+    return replace(spread, values=values, unlearnt=len(spread.values) - len(values)) if values else spread
+
+
 @dataclass(frozen=True)
 class Place:
     """See the module's text.
@@ -83,9 +91,9 @@ class Place:
 
     @property
     def samples_per_s(self) -> float | None:
-        """The runs' mean."""
+        """All their samples over all their seconds, the runs being equally long: the harmonic mean."""
         rates = [end["samples_per_s"] for end in self.done]
-        return statistics.fmean(rates) if rates else None
+        return statistics.harmonic_mean(rates) if rates else None
 
 
 def places(grid: Iterable[Cell], records: Records, every_seed: bool = False) -> list[Place]:

@@ -76,7 +76,7 @@ class MultiStep:
 
     def schedule(self, peak: float, epochs: float, warmup_epochs: float) -> Schedule:
         factors = (1.0, *(self.factors or (self.factor**i for i in range(1, len(self.milestones) + 1))))
-        return lambda epoch: peak * factors[sum(epoch >= milestone for milestone in self.milestones)]
+        return lambda epoch: peak * factors[sum(epoch + ROUNDED >= milestone for milestone in self.milestones)]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from legw_hpc.derived import Derived
 
 
 class Apart(Comm):
-    """One rank among many that does all with the others but sum its gradients.
+    """One rank among many that meets the others where gradients are summed, and keeps its own.
 
+    So each step takes as long as on the slowest rank, and what the run itself takes longer is the sum alone.
     With them go the requests to stop or to save, so such a run heeds none: it is short, and a second Ctrl-C or SIGKILL
     ends it.  A rank that diverges leaves the others waiting until the watchdog ends them.
     """
@@ -37,7 +38,8 @@ class Apart(Comm):
         self._comm.beats = count
 
     def sum_(self, tensor: Tensor) -> None:
-        """The gradients stay this rank's."""
+        """The gradients stay this rank's; one number is summed."""
+        self._comm.sum_(tensor.new_zeros(1))
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return self._comm.gather_bytes(data)

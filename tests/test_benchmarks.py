@@ -131,6 +131,11 @@ VERDICTS = {
     "all below": ([1.1, 1.2, 1.3], "| 1.2 (1.1 to 1.3) | ≥ 2 | not reached |"),
     "on both sides": ([1.9, 2.2, 2.3], "| 2.2 (1.9 to 2.3) | ≥ 2 | not decided |"),
     "many, all but a few above": ([1.0, *[2.0 + i / 100 for i in range(1, 20)]], "| 2.09 (2.05 to 2.14) | ≥ 2 | reached |"),
+    "nine, one of them aside on either side": (
+        [1.0, *[2.0 + i / 10 for i in range(7)], 9.0],
+        "| 2.3 (2 to 2.6) | ≥ 2 | reached |",
+    ),
+    "eight, all of them": ([1.0, *[2.0 + i / 10 for i in range(7)]], "| 2.25 (1 to 2.6) | ≥ 2 | not decided |"),
     "one": ([2.5], "| 2.5 | ≥ 2 | reached |"),
 }
 

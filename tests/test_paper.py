@@ -13,7 +13,7 @@ from legw_hpc.errors import InputError
 from legw_hpc.grid import Cell
 from legw_hpc.paper import command, distance, pages, studies
 from legw_hpc.paper.studies import FIGURES, Study
-from legw_hpc.places import Place, Spread
+from legw_hpc.places import Place, Spread, learnt
 from legw_hpc.recipe import load
 from legw_hpc.records import Records
 from tests.conftest import Cli
@@ -142,7 +142,7 @@ def test_a_page_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     ],
 )
 def test_seeds_that_have_not_learnt_are_told_apart(values: tuple[float, ...], metric: str, told: str) -> None:
-    assert str(pages._learnt(Spread(values), metric)) == told
+    assert str(learnt(Spread(values), metric)) == told
 
 
 def test_a_page_of_curvature_has_peaks_and_the_slope(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_a_page_of_curvature_has_peaks_and_the_slope(tmp_path: Path) -> None:
         run(cell, tmp_path / f"{i}.jsonl", 90.0)
     text = pages.page("figure3", Records(tmp_path), tmp_path)
     # At one step whatever the batch: in epochs in proportion to it, as the paper claims.
-    assert re.search(r"\| sqrt \| 128 \| 1 \| 9\.\d+ \| (18|19|20|21|22) \| 0\.0[34]\d+ \|", text)
-    assert re.search(r"sqrt: .* goes as batch to the power 1\.00 \(95 %: (0\.99|1\.00) to 1\.0[01]\), of 4 peaks\.", text)
+    assert re.search(r"\| sqrt \| 128 \| 1 \| 9\.\d+ \| \d+ \| (18|19|20|21|22) \| 0\.0[34]\d+ \|", text)
+    assert re.search(r"sqrt: .* goes as batch to the power 1\.00 \(95 %: (0\.99|1\.00) to 1\.0[01]\), of 4 peaks[,.]", text)
     assert "legw: not run." in text
     assert (tmp_path / "figure3-mnist.png").exists()
 
@@ -261,6 +261,14 @@ def test_curvature_as_a_command(cli: Cli, arguments: list[str], tmp_path: Path) 
     other = cli("curvature", *arguments, "epochs=6", "baseline.lr=0.4", "--draw")
     assert (other.returncode, other.stdout) == (2, "")
     assert other.stderr.rstrip().endswith("the run there has other values of baseline.lr")
+
+
+def test_legw_beside_its_baseline_is_of_the_seeds_that_have_learnt(tmp_path: Path) -> None:
+    legw = FIGURES["figure1"].studies["mnist"].grid("mnist", seeds=3)["LEGW"]
+    for i, (cell, accuracy) in enumerate(zip([legw[0], *legw[3:6]], [99.0, 98.0, 98.4, 10.1], strict=True)):
+        run(cell, tmp_path / f"{i}.jsonl", accuracy)
+    line = pages.found(FIGURES["figure1"].studies["mnist"], "mnist", Records(tmp_path))["LEGW"]
+    assert distance.rows(line, "accuracy")[0][-1] == "98.20 ± 0.28 (2), 1 of 3 not learnt"
 
 
 def test_legw_beside_its_baseline_at_an_equal_sum_of_rates(tmp_path: Path) -> None:

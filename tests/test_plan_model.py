@@ -218,8 +218,12 @@ def test_horovod_waits_half_a_cycle_and_agrees() -> None:
     assert requests(1024, 2, dataclasses.replace(machine, cycle=0.0)) == 0
 
 
-def test_input_is_read_while_the_step_before_computes() -> None:
+def test_input_is_read_during_the_step_before() -> None:
     work = Work(batch=100, micro_batch=100, gradient=1.0)
     machine = Speeds(100.0, 0.0, 0.0, LINK, LINK, 0.0, 1e10, input_per_s=200.0)
     assert step(work, 1, 1, machine).input == 0
     assert step(work, 1, 1, dataclasses.replace(machine, input_per_s=50.0)).input == pytest.approx(1.0)
+    slow = dataclasses.replace(machine, network=Link(0.25, 0.0), input_per_s=50.0)  # while the ranks exchange, too
+    waits, two = step(dataclasses.replace(work, batch=200), 2, 1, slow), exchange(work, 2, 1, slow)
+    assert waits.input == pytest.approx(1.0 - two)
+    assert 0 < two < 1

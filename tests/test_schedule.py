@@ -118,6 +118,11 @@ def test_exponential_that_falls_within_an_epoch() -> None:
     assert [schedule(step / 10) for step in (2, 3, 12, 13, 22, 23)] == [1.0, 0.5, 0.5, 0.25, 0.25, 0.125]
 
 
+def test_multi_step_at_a_milestone_that_is_a_step() -> None:
+    """1 + 18 / 50, the epoch of a step after the batch has grown, is a little less than 1.36."""
+    assert build(1.0, 5, decay=MultiStep((1.36,)))(1 + 18 / 50) == 0.1
+
+
 def test_a_decay_from_the_end_of_no_warmup_begins_at_the_peak() -> None:
     assert build(1.0, 90, "none", 5.0, Poly(2, "warmup"))(0) == 1.0
 

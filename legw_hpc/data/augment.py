@@ -64,7 +64,7 @@ def uniforms(seed: int, epoch: int, samples: NDArray[np.int64], count: int) -> N
 
 
 def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Every bit in depends on every bit out; one-to-one."""
+    """Every bit out depends on every bit in; one-to-one."""
     for shift, factor in _MIX:
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     return bits ^ (bits >> np.uint64(31))

@@ -25,8 +25,8 @@ class Curve:
     """One run.
 
     Attributes:
-        steps, values: where L was measured, and what it was.
-        epoch: of one step.
+        steps, values: L before these steps, counted from 1.
+        steps_per_epoch: of the batch.
         warmup_epochs: what LEGW takes for the batch.
         peak: of the smoothed curve, where there is one.
         lr_sum: of the steps before it.
@@ -36,10 +36,14 @@ class Curve:
     seed: int
     steps: Sequence[int]
     values: Sequence[float]
-    epoch: float
+    steps_per_epoch: int
     warmup_epochs: float
     peak: Peak | None
     lr_sum: float
+
+    def epoch(self, step: int) -> float:
+        """At which L before a step is."""
+        return (step - 1) / self.steps_per_epoch
 
 
 def curve(record: Record) -> Curve:
@@ -48,7 +52,7 @@ def curve(record: Record) -> Curve:
     recipe, derived, found = record.recipe, derive(record.recipe), peak(steps, values)
     warmup = scale(recipe.baseline, recipe.batch).warmup_epochs
     total = derived.lr_sum(found.step - 1) if found else 0.0  # L is that before the step
-    return Curve(recipe.batch, recipe.seed, steps, values, 1 / derived.steps_per_epoch, warmup, found, total)
+    return Curve(recipe.batch, recipe.seed, steps, values, derived.steps_per_epoch, warmup, found, total)
 
 
 def shift(curves: Sequence[Curve]) -> Power | None:
@@ -58,14 +62,14 @@ def shift(curves: Sequence[Curve]) -> Power | None:
 
 def _peak_epochs(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
     """Batches, rising, and the epoch at which L peaks with each."""
-    found = sorted((curve.batch, curve.peak.step * curve.epoch) for curve in curves if curve.peak is not None)
+    found = sorted((curve.batch, curve.epoch(curve.peak.step)) for curve in curves if curve.peak is not None)
     return [batch for batch, _ in found], [epoch for _, epoch in found]
 
 
 def draw_run(curve: Curve, path: Path, title: str) -> None:
     """Write a PNG of one run; its steps as dots, the running median as a line."""
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    axes.plot([step * curve.epoch for step in curve.steps], curve.values, ".", color="0.75", markersize=2, label="each step")
+    axes.plot(list(map(curve.epoch, curve.steps)), curve.values, ".", color="0.75", markersize=2, label="each step")
     _curve(axes, curve, COLOURS[0], "running median")
     axes.axvline(curve.warmup_epochs, color=COLOURS[1], linestyle="--", linewidth=1.2, label="end of LEGW's warmup")
     _finish(axes, title)
@@ -100,11 +104,9 @@ def draw(series: Mapping[str, Sequence[Curve]], path: Path, title: str) -> None:
 
 def _curve(axes: Axes, curve: Curve, colour: object, label: str) -> None:
     places = smoothed(curve.steps, curve.values)
-    axes.plot(
-        [step * curve.epoch for step, _ in places], [value for _, value in places], color=colour, linewidth=1.8, label=label
-    )
+    axes.plot([curve.epoch(step) for step, _ in places], [value for _, value in places], color=colour, linewidth=1.8, label=label)
     if curve.peak is not None:
-        axes.plot(curve.peak.step * curve.epoch, curve.peak.value, marker="v", color=colour, markersize=8)
+        axes.plot(curve.epoch(curve.peak.step), curve.peak.value, marker="v", color=colour, markersize=8)
 
 
 def _finish(axes: Axes, title: str, legend: str = "") -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from legw_hpc.derived import derive
-from legw_hpc.places import Place, Spread
+from legw_hpc.places import Place, Spread, learnt
 from legw_hpc.records import Record
 
 HEAD = ("batch", "sum of lr", "of the baseline's", "in its epochs", "the baseline then", "LEGW at its end")
@@ -34,7 +34,9 @@ def rows(line: Sequence[Place], metric: str) -> list[list[str]]:
             then = [found for record in base.records if (found := seen(record, metric, total)) is not None]
             epochs = base.derived.course.epoch(steps_to(base, total))
             share = [f"{place.derived.scaled.batch:,}", f"{total:,.0f}", f"{total / whole:.2f}", f"{epochs:.1f}"]
-            told.append([*share, str(Spread(tuple(then))) if then else UNSEEN, str(place.spread(metric))])
+            told.append(
+                [*share, str(learnt(Spread(tuple(then)), metric)) if then else UNSEEN, str(learnt(place.spread(metric), metric))]
+            )
     return told
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from legw_hpc.data.files import written_whole
@@ -14,7 +13,8 @@ from legw_hpc.grid import cells
 from legw_hpc.paper import distance
 from legw_hpc.paper.studies import FIGURES, QUICK, RECIPES, TABLE_1, Study
 from legw_hpc.paper.tables import markdown
-from legw_hpc.places import Place, Spread, first_metric, places
+from legw_hpc.peak import FEWEST
+from legw_hpc.places import GUESS, Place, first_metric, learnt, places
 from legw_hpc.recipe import load
 from legw_hpc.records import Record, Records
 
@@ -26,8 +26,6 @@ PAPERS_TABLE_1 = {
 UNTRAINED = ("figure2", "table1")  # that have something to show before anything is trained
 EPOCHS = (15.0, 45.0, 70.0, 85.0)  # at which Figure 2's rates are told
 DECAYS = {"multi-step": "x 0.1 at epochs 30, 60, 80", "poly": "poly, power 2"}
-
-GUESS = 15.0  # accuracy below which a network with ten classes, such as MNIST's, has hardly learnt (assumed)
 
 Found = Mapping[str, Sequence[Place]]  # the places of each series, with the runs that are finished
 
@@ -105,7 +103,7 @@ def index(records: Records, to: Path, quick: bool = False) -> str:
 def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
     metric = first_metric(place for line in found.values() for place in line)
     points = {
-        label: {_along(place, study.along): _learnt(place.spread(metric), metric) for place in line}
+        label: {_along(place, study.along): learnt(place.spread(metric), metric) for place in line}
         for label, line in found.items()
     }
     lines = [quality.Line(label, list(line.items())) for label, line in points.items()]
@@ -127,12 +125,6 @@ def _quality(title: str, study: Study, found: Found, path: Path) -> list[str]:
     return text
 
 
-def _learnt(spread: Spread, metric: str) -> Spread:
-    """Where some seeds have learnt and others have not, of those that have."""
-    learnt = tuple(value for value in spread.values if metric != "accuracy" or value >= GUESS)
-    return replace(spread, values=learnt, unlearnt=len(spread.values) - len(learnt)) if learnt else spread
-
-
 def _along(place: Place, along: str) -> float:
     return place.derived.scaled.batch if along == "batch" else place.derived.scaled.lr
 
@@ -146,6 +138,7 @@ def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
         "batch",
         "seed",
         "peak of L",
+        "median of",
         "step",
         "epoch",
         "sum of lr",
@@ -155,13 +148,20 @@ def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
     rows, fits = [], [f"{label}: not run." for label, records in run.items() if not records]
     for label, line in curves.items():
         for curve in line:
-            peak, told = curve.peak, ["none", "", "", "", ""]
+            peak, told = curve.peak, ["none", "", "", "", "", ""]
             if peak is not None:
-                half = "" if peak.until is None else f"{peak.until * curve.epoch:.3g}"
-                told = [f"{peak.value:.3g}", f"{peak.step:,}", f"{peak.step * curve.epoch:.3g}", f"{curve.lr_sum:.3g}", half]
+                half = "not seen" if peak.until is None else f"{curve.epoch(peak.until):.3g}"
+                told = [
+                    f"{peak.value:.3g}",
+                    f"{peak.of}",
+                    f"{peak.step:,}",
+                    f"{curve.epoch(peak.step):.3g}",
+                    f"{curve.lr_sum:.3g}",
+                    half,
+                ]
             rows.append([label, f"{curve.batch:,}", f"{curve.seed}", *told, f"{curve.warmup_epochs:g}"])
         if (fit := curvature.shift(line)) is not None:
-            fits.append(f"{label}: the epoch of the peak goes as batch to the power {fit}, of {fit.points} peaks.")
+            fits.append(f"{label}: the epoch of the peak goes as batch to the power {fit}, {_peaks(line)}.")
     lengths = {record.steps for records in run.values() for record in records}
     alike = (
         [
@@ -184,6 +184,16 @@ def _curvature(title: str, study: Study, found: Found, path: Path) -> list[str]:
         "every batch, 0.5 for sqrt, the same without a warmup, and 1 for none, one rate for all batches: what the batch",
         "alone does.",
     ]
+
+
+def _peaks(curves: Sequence[curvature.Curve]) -> str:
+    """How many a fit is of, and how many of those tell little."""
+    peaks = [curve.peak for curve in curves if curve.peak is not None]
+    few, endless = sum(peak.of < FEWEST for peak in peaks), sum(peak.until is None for peak in peaks)
+    told = [f"of {len(peaks)} peaks"]
+    told += [f"{few} of them hardly smoothed (medians of fewer than {FEWEST})"] if few else []
+    told += [f"{endless} of which no end was seen"] if endless else []
+    return ", ".join(told)
 
 
 def _runs(found: Found, to: Path) -> list[str]:

@@ -129,8 +129,8 @@ def _value(record: Record, name: str, when: str) -> tuple[Any, str]:
         measured_at = curve(record)
         if (top := measured_at.peak) is None:
             return None, ""
-        half = None if top.until is None else top.until * measured_at.epoch
-        of = {"peak": top.value, "peak_step": top.step, "peak_epoch": top.step * measured_at.epoch, "half_epoch": half}
+        half = None if top.until is None else measured_at.epoch(top.until)
+        of = {"peak": top.value, "peak_step": top.step, "peak_epoch": measured_at.epoch(top.step), "half_epoch": half}
         return of[name], ".3g"
     told: Any = {"ranks": record.lines[0].get("ranks")} | record.recipe.as_dict() | derived.as_dict()
     for key in name.split("."):

@@ -83,7 +83,7 @@ class Compute:
         samples_per_s: of a node, in micro-batches without end.
         node_half_batch: at which the node has half of that, samples over all its ranks: each micro-batch costs as many seconds on
             a part of the node, which does fewer samples in them.
-        input_per_s: samples that a node's ranks read and decode, beside their computing.
+        input_per_s: samples that a node's ranks read and decode, all at once, with nothing else to do.
     """
 
     samples_per_s: Number

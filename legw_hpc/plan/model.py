@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import NormalDist
 
 from legw_hpc.plan.allreduce import Link, bound, recursive_doubling, two_levels
@@ -104,13 +104,14 @@ def step(work: Work, nodes: int, local: int, speeds: Speeds) -> Split:
     ranks = nodes * local
     share = work.batch / ranks
     computed = compute(share, work.micro_batch, speeds)
-    return Split(
+    rest = Split(
         compute=computed,
         jitter=jitter(computed, ranks, speeds.jitter),
         exchange=exchange(work, nodes, local, speeds),
         update=work.passes / PASSES_OF_A_COPY * work.gradient / speeds.memory_per_s,
-        input=max(0.0, share / speeds.input_per_s - computed),  # it is read while the step before computes
+        input=0.0,
     )
+    return replace(rest, input=max(0.0, share / speeds.input_per_s - rest.step))  # it is read during the step before
 
 
 def compute(samples: float, micro_batch: int, speeds: Speeds) -> float:

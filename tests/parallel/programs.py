@@ -16,6 +16,7 @@ from legw_hpc.comm import connect
 from legw_hpc.errors import InputError
 from legw_hpc.recipe import load
 from legw_hpc.trainer import Timing
+from legw_hpc.twins import Apart
 from legw_hpc.work import prepare
 
 
@@ -90,6 +91,20 @@ def threads() -> int:
     comm = connect("auto")
     try:
         return set_threads(3 - comm.rank, comm)
+    finally:
+        comm.close()
+
+
+def twin_meets(late: float) -> list[float]:
+    """Seconds in a sum of a twin without exchange, where the last rank comes late, and what it has then."""
+    comm = connect("auto")
+    try:
+        own = torch.full((3,), float(comm.rank))
+        comm.barrier()
+        time.sleep(late if comm.rank == comm.size - 1 else 0.0)
+        start = time.perf_counter()
+        Apart(comm).start_sum_(own)()
+        return [time.perf_counter() - start, *own.tolist()]
     finally:
         comm.close()
 
