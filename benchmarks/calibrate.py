@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, help="a rank (default: the machine's, or 1)")
     parser.add_argument("--note", default="", help='for the sources, such as "on a busy machine"')
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         known(options.recipe, options.overrides)  # before ranks are launched
         if options.machine in available() and not options.to:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from legw_hpc.derived import derive
     from legw_hpc.legw import Baseline, Scaled, scale
-    from legw_hpc.optim import LARS, LEGW
+    from legw_hpc.optim import LARS, LEGW, parameter_groups
     from legw_hpc.recipe import Recipe, load
     from legw_hpc.single_run import run
 
 _HOME = {
     "Baseline": "legw", "Scaled": "legw", "scale": "legw", "Recipe": "recipe", "load": "recipe", "derive": "derived",
-    "LARS": "optim", "LEGW": "optim", "run": "single_run",
+    "LARS": "optim", "LEGW": "optim", "parameter_groups": "optim", "run": "single_run",
 }  # fmt: skip
 
-__all__ = ["LARS", "LEGW", "Baseline", "Recipe", "Scaled", "derive", "load", "run", "scale"]
+__all__ = ["LARS", "LEGW", "Baseline", "Recipe", "Scaled", "derive", "load", "parameter_groups", "run", "scale"]
 
 
 def __getattr__(name: str) -> Any:

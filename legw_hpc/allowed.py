@@ -72,8 +72,9 @@ def check(recipe: Recipe) -> None:
         raise InputError(f"recipe {recipe.name}: {recipe.application} reads {reads}, not data.window={recipe.data.window}")
     if not recipe.micro_batch and recipe.normalised:
         raise InputError(
-            f"recipe {recipe.name}: micro_batch=0 (measured) is not for {recipe.application}: batch norm is over a micro-batch, "
-            "so its size is part of the result; name one"
+            f"recipe {recipe.name}: micro_batch=0 (measured) is not for {recipe.application}: batch norm"
+            f"{'' if recipe.application in NORMALISED else ', which it may have,'} is over a micro-batch, so its size is part of "
+            "the result; name one"
         )
     if recipe.twin != "none" and (recipe.curvature_every or recipe.noise_scale):
         raise InputError(f"recipe {recipe.name}: twin={recipe.twin} measures time alone: not with curvature_every or noise_scale")

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,7 +221,7 @@ class Recipe:
         told |= set() if self.growth.epochs else {"growth"}
         told |= {f"decays.{name}" for name in self.decays if name != self.decay}
         told |= {f"solvers.{name}" for name in self.solvers if name != self.solver}
-        flat = strict.flatten(self.as_dict())
+        flat = strict.flatten(self.as_dict() | {"start": os.path.normpath(self.start) if self.start else ""})
         return {key: value for key, value in flat.items() if not told & set(_prefixes(key))}
 
     def spelled(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -206,15 +206,20 @@ def versions() -> dict[str, str | None]:
 
 def code(*more: Path) -> str:
     """A digest of this package's source, and of more files: ranks of one version may still run different files."""
-    here, digest = Path(__file__).parent, hashlib.sha256()
-    for file in [*more, *sorted(here.rglob("*.py"))]:
+    return digest([*more, *sorted(Path(__file__).parent.rglob("*.py"))])
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Of files that there are, and of the names of those in this package."""
+    here, found = Path(__file__).parent, hashlib.sha256()
+    for file in files:
         name = f"{file.relative_to(here)}\0" if file.is_relative_to(here) else ""
         try:
             if file.is_file():  # an editor's lock is a link to nothing
-                digest.update(name.encode() + file.read_bytes())
+                found.update(name.encode() + file.read_bytes())
         except OSError as error:
             raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
+    return found.hexdigest()
 
 
 def commit() -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from legw_hpc import installed, noise, runlog, startup, watchdog
+from legw_hpc import apps, installed, noise, runlog, startup, watchdog
 from legw_hpc.agreement import begin_alike
 from legw_hpc.allowed import NORMALISED, check
 from legw_hpc.comm import Comm, connect
@@ -241,6 +241,8 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
     made_by = {"versions": runlog.versions(), "commit": runlog.commit(), "hardware": models}
     if recipe.application in NORMALISED and recipe.options.get("batch_norm") != "sync":
         made_by["batch_norm"] = f"over {at_once} samples"  # by the ranks too, where their share is smaller than micro_batch
+    if (package := installed.package(recipe.application)) is not None:
+        made_by["package"] = f"{package}, sources {runlog.digest(apps.sources(recipe.application))[:12]}"
     if done:
         for key, then in _made_before(folder.path, made_by).items():
             if then != made_by[key]:
@@ -248,8 +250,6 @@ def _announce(work: Work, folder: RunFolder, done: int) -> None:
         folder.log.write("resume", step=done, max_steps=recipe.max_steps, **facts, **made_by, command=runlog.command())
     else:
         about = {"recipe": recipe.as_dict(), "derived": derived.as_dict(), "data": work.data, **facts}
-        if (package := installed.package(recipe.application)) is not None:
-            about["package"] = package
         folder.log.write("start", **about, **made_by, command=runlog.command())
 
 

@@ -77,7 +77,8 @@ def train_missing(
         another: option that names `to`, for a message.
 
     Raises:
-        InputError: cells that could not be trained; the others have been.
+        InputError: cells that could not be trained; the others have been.  An option that its application or solver does not
+            take: nothing has.
     """
     left = missing(grid, to, *others)
     number = len(grid) - len(left)
@@ -97,6 +98,11 @@ def train_missing(
         print(f"[{number}/{len(grid)}] {cell.name}: {metric} {place.spread(metric)}", flush=True)
         ended(record)
 
+    if len(barred) < len(left):
+        from legw_hpc.work import check_choices  # torch
+
+        for cell in left:
+            check_choices(cell.derived.recipe)
     local_runs.train([cell for cell in left if cell not in barred], to, ranks, jobs, told)
     if barred:
         raise InputError(f"{len(barred)} of {len(left)} cells cannot be trained, as told above")

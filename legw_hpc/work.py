@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from legw_hpc import apps, checkpoint, runlog, tuning, twins
 from legw_hpc.agreement import learn_alike, stay_alike
 from legw_hpc.allowed import check_ranks, check_samples
+from legw_hpc.apps import contract
 from legw_hpc.comm import Comm
 from legw_hpc.curvature import Probe
 from legw_hpc.data import augment
@@ -175,6 +176,10 @@ def prepare(recipe: Recipe, comm: Comm) -> Work:
         device = choose_device(recipe.device, comm)
         torch.manual_seed(recipe.seed)
         model = app.model().to(device)
+        if recipe.application not in apps.APPLICATIONS:
+            contract.check_model(app, model)
+            if recipe.evaluate:
+                contract.try_evaluation(app, model, evaluated, device)
         optimizer = _optimizer(recipe, model)
     if recipe.start:
         _begin(recipe, comm, model)

@@ -237,6 +237,12 @@ def test_what_a_group_may_be() -> None:
     assert again.get_last_lr()[2] == legw.get_last_lr()[0]
 
 
+@pytest.mark.parametrize("decay", ["poly", Poly])
+def test_a_decay_is_no_name_and_no_class(decay: object) -> None:
+    with pytest.raises(ValueError, match=r"decay must be one of legw_hpc\.schedule, such as Poly\(power=2\), not "):
+        scheduler(two_groups(), decay=decay)
+
+
 def test_a_short_run_has_a_shorter_fixed_warmup() -> None:
     with pytest.raises(ValueError, match="warmup"):
         scheduler(two_groups(), scheme="linear", epochs=4)

@@ -85,6 +85,8 @@ def test_a_name_tells_runs_apart() -> None:
     assert {load("mnist-lstm", [word]).run_name() for word in SAME} == {name}
     others = [load("mnist-lstm", [word]).run_name() for word in OTHER]
     assert len({name, *others}) == 1 + len(OTHER)
+    first, again = (load("mnist-lstm", [f"start={start}"]).run_name() for start in ("runs/first", "./runs//first/"))
+    assert first == again != name
 
 
 # --- spread -----------------------------------------------------------------------------------
@@ -219,6 +221,13 @@ def test_a_result_of_other_data_is_told(cli: Cli, grid: list[str], tmp_path: Pat
     done = cli(*words)
     assert done.returncode == 0
     assert re.search(r"^note: 1 that count are of other data, or of other shards, than .*log\.jsonl \.\.\.$", done.stderr, re.M)
+
+
+def test_an_option_that_a_run_would_refuse_starts_none(cli: Cli, grid: list[str], tmp_path: Path) -> None:
+    done = cli(*grid, "batch=96", "options.hiden=8,16", "--to", "s")
+    assert (done.returncode, done.stdout) == (2, "0 of 2 cells are finished\n")
+    assert "application mnist-lstm has no option 'hiden': it takes init, dropout" in done.stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_longer_run_is_not_the_one_asked_for(cli: Cli, grid: list[str], tmp_path: Path) -> None:

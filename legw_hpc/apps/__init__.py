@@ -11,6 +11,7 @@ from typing import Any
 from legw_hpc import installed
 from legw_hpc.apps import images, mnist_lstm, ptb_lstm
 from legw_hpc.apps.base import Application
+from legw_hpc.apps.contract import kept
 from legw_hpc.errors import InputError
 
 __all__ = ["APPLICATIONS", "Application", "application", "sources"]
@@ -31,13 +32,17 @@ def application(name: str, **options: Any) -> Application:
     """
     make = _made(name)
     known = inspect.signature(make).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for option in options:
-        if option not in known:
+        if option not in known and not takes_any:
             raise InputError(f"application {name} has no option {option!r}: it takes {', '.join(known) or 'none'}")
     try:
-        return make(**options)
+        made = make(**options)
     except (ValueError, TypeError) as error:
         raise InputError(f"application {name}: {error}") from None
+    if not isinstance(made, Application):
+        raise InputError(f"application {name}: its function gives a {type(made).__name__}, not a legw_hpc.apps.Application")
+    return made if name in APPLICATIONS else kept(made)
 
 
 def sources(name: str) -> list[Path]:

@@ -31,7 +31,7 @@ class LEGW(LRScheduler):
         warmup_epochs: w0, the warmup tuned at B0.
         epochs: the length of the run.
         steps_per_epoch: optimizer steps in an epoch at batch B.
-        decay: what follows the warmup; no decay by default.
+        decay: what follows the warmup, of `legw_hpc.schedule`; no decay by default.
         scheme: "legw", or any other that `legw_hpc.scale` knows.
         fixed_warmup_epochs: of the schemes whose warmup does not depend on the batch, such as "linear".
         last_epoch: as in torch (and in its name): of a scheduler in this one's place that has done n steps, n - 1; -1 to start.
@@ -56,6 +56,8 @@ class LEGW(LRScheduler):
     ):
         if not steps_per_epoch > 0:
             raise ValueError(f"steps_per_epoch must be positive, not {steps_per_epoch}")
+        if not isinstance(decay, Decay):
+            raise ValueError(f"decay must be one of legw_hpc.schedule, such as Poly(power=2), not {decay!r}")
         self.steps_per_epoch = steps_per_epoch
         # A group's lr may be a tensor (capturable optimizers); the rule needs only the number.
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]

@@ -64,11 +64,14 @@ def run(options: argparse.Namespace) -> None:
 
     from legw_hpc.plan import calibration, text
     from legw_hpc.plan.forecast import forecast
+    from legw_hpc.sizes import parameters
     from legw_hpc.submit.machine import load as load_machine
 
     prefix = f"{calibration.FOLDER}."
     numbers = [word.removeprefix(prefix) for word in options.set if word.startswith(prefix)]
     machine = load_machine(options.machine, [word for word in options.set if not word.startswith(prefix)])
+    for cell in cells:
+        parameters(cell.derived.recipe)  # of an application of another package nobody has numbers
     performance = calibration.load(options.machine, numbers, machine.like)
     if options.plot and options.plot.suffix.lower() != ".png":
         raise InputError(f"--plot {options.plot}: a PNG is written; name it .png")

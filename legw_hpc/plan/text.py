@@ -106,7 +106,7 @@ def noise_lines(recipe: Recipe, found: Noise, run: str) -> list[str]:
     more = fewest_samples(2 * batch, scale) / fewest_samples(batch, scale) - 1 if scale else 1.0
     pays = "pays" if batch < scale else "no longer pays, this one being past the noise scale"
     return [
-        f"noise    scale {scale:,.0f} {unit}, over the second half of {run}",
+        f"noise    scale {scale:,.0f} {unit}, over the second half of the lines that {run} has of it",
         f"         a batch of {2 * batch:,} would save {fewer:.0%} of the steps to the same loss for {more:.0%} more {unit}: "
         f"it {pays}",
     ]
