@@ -171,6 +171,24 @@ def test_the_writer_refuses(tmp_path: Path, made: dict[str, Any], words: list[st
     assert not list(tmp_path.rglob("*.h5"))
 
 
+NO_FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "number for a shape": (("float32", 3), "shape 3"),
+    "list for a shape": (("float32", [3]), r"shape \[3\]"),
+    "half a number": (("float32", (3, 0.5)), "0.5"),
+    "negative": (("float32", (-3,)), "-3"),
+    "classes": (("int64", (), 1.5), "1.5"),
+    "floats of any length": (("float32", None), "float32.*any length.*uint8"),
+    "label of any length": (("uint8", None, 3), "3 classes.*any length"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FIELDS)
+def test_no_such_field(name: str) -> None:
+    given, words = NO_FIELDS[name]
+    with pytest.raises(ValueError, match=words):
+        Field(*given)
+
+
 def test_finished_shards_are_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "d", samples(5))
     before = {path: path.read_bytes() for path in (tmp_path / "d").iterdir()}

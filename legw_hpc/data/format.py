@@ -37,11 +37,11 @@ class Field:
 
     Attributes:
         dtype: NumPy's name for the element type, one of DTYPES.
-        shape: of one sample; None for bytes of any length.
+        shape: of one sample; None for bytes of any length, which are uint8 and no label.
         classes: for a label: values are 0 ... classes-1.
 
     Raises:
-        ValueError: another type.
+        ValueError: another type or shape, or another number of classes.
     """
 
     dtype: str
@@ -51,6 +51,12 @@ class Field:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}: a field is of numbers, {', '.join(DTYPES)}")
+        if self.shape is None and (self.dtype, self.classes) != ("uint8", None):
+            raise ValueError(f"{self.dtype}, {self.classes} classes: bytes of any length (shape None) are uint8, without classes")
+        if not isinstance(self.shape, tuple | None):
+            raise ValueError(f"shape {self.shape!r}: give a tuple, () for a number a sample, or None for bytes of any length")
+        for number in (*(self.shape or ()), *([] if self.classes is None else [self.classes])):
+            _whole(number)
 
 
 @dataclass(frozen=True)
@@ -128,12 +134,8 @@ def digest(index: Mapping[str, Any]) -> str:
 
 def field_from(value: Mapping[str, Any]) -> Field:
     """A field as the index has it."""
-    shape, classes, dtype = value["shape"], value["classes"], value["dtype"]
-    return Field(
-        dtype,
-        None if shape is None else tuple(map(_whole, shape)),
-        None if classes is None else _whole(classes),
-    )
+    shape = value["shape"]
+    return Field(value["dtype"], None if shape is None else tuple(shape), value["classes"])
 
 
 def _whole(value: Any) -> int:
