@@ -152,6 +152,10 @@ def wrong(**changed: Any) -> dict[str, Any]:
     return samples(4) | changed
 
 
+def texts(last: Any) -> dict[str, Any]:
+    return wrong(jpeg=[b"a", b"", b"bc", last])
+
+
 @pytest.mark.parametrize(
     ("made", "words"),
     [
@@ -160,15 +164,40 @@ def wrong(**changed: Any) -> dict[str, Any]:
         (wrong(image=np.zeros((4, 5, 5), "u1")), ["(5, 5)", "(4, 5)"]),
         (wrong(image=np.zeros((4, 4, 5), "f8")), ["float64", "uint8"]),
         (wrong(label=np.arange(3)), ["3 samples", "4"]),
+        (wrong(label=[0, 1, 2, 3]), ["label", "list", "() int64"]),
+        (wrong(label=np.array(4)), ["label", "an array () of int64"]),
+        ({"image": samples(4)["image"]}, ["the fields image;", "declared are image, label, jpeg"]),
+        (wrong(lable2=np.arange(4)), ["lable2", "declared are image, label, jpeg"]),
+        (wrong(jpeg=[b"a"] * 3), ["jpeg", "3 samples", "4"]),
+        (wrong(jpeg=4), ["jpeg", "of type int", "list of bytes"]),
+        (wrong(jpeg="four"), ["jpeg of sample 0", "of type str"]),
+        (wrong(jpeg=b"four"), ["jpeg of sample 0", "of type int"]),
+        (texts("d"), ["jpeg of sample 3", "of type str"]),
+        (texts(np.ones((3, 4), "u1")), ["jpeg of sample 3", "an array (3, 4) of uint8", "1-d"]),
+        (texts(np.uint8(7)), ["jpeg of sample 3", "of type uint8"]),
+        (texts(np.ones(3, "i2")), ["jpeg of sample 3", "an array (3,) of int16"]),
+        (texts(np.ones(3, "M8[s]")), ["jpeg of sample 3", "datetime64"]),
+        (texts(memoryview(np.ones((2, 2), "u1"))), ["jpeg of sample 3", "of type memoryview"]),
     ],
-    ids=["label too large", "label negative", "shape", "type", "count"],
-)
+    ids=[
+        "label too large", "label negative", "shape", "type", "count", "list for an array", "one number", "field missing",
+        "field not declared", "count of bytes", "number for a list", "text for a list", "bytes for a list", "text", "rows",
+        "number", "wide elements", "dates", "view of rows",
+    ],
+)  # fmt: skip
 def test_the_writer_refuses(tmp_path: Path, made: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         write(tmp_path / "d", made)
     for word in words:
         assert word in str(caught.value)
     assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize(("fields", "compress", "words"), [(FIELDS, 99, "compress=99"), ({}, None, "no field is declared")])
+def test_a_writer_is_refused(tmp_path: Path, fields: dict[str, Field], compress: int | None, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Writer(tmp_path / "d", "train", fields, compress=compress)
+    assert not (tmp_path / "d").exists()
 
 
 NO_FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -187,6 +216,18 @@ def test_no_such_field(name: str) -> None:
     given, words = NO_FIELDS[name]
     with pytest.raises(ValueError, match=words):
         Field(*given)
+
+
+def test_bytes_of_every_kind(tmp_path: Path) -> None:
+    """Each is what it was when it was given."""
+    array, buffer = np.arange(6, dtype=np.uint8), bytearray(b"abc")
+    writer = Writer(str(tmp_path / "d"), "train", {"x": Field("uint8", None)})
+    writer.write({"x": [b"", buffer, memoryview(b"de"), array, array[::2]]})
+    writer.write({"x": array.reshape(2, 3)})  # two samples
+    array[:], buffer[:] = 0, b"zzz"
+    write_index(str(tmp_path / "d"), [writer])
+    found = Shards(tmp_path / "d", "train").take("x", np.arange(7))
+    assert [each.hex() for each in found] == ["", "616263", "6465", "000102030405", "000204", "000102", "030405"]
 
 
 def test_finished_shards_are_not_overwritten(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from legw_hpc.data import header, mark
 from legw_hpc.data.files import make_folder, written_whole
-from legw_hpc.data.format import FORMAT, INDEX, VERSION, Field, Shard, check_labels, expected_datasets, sha256
+from legw_hpc.data.format import FORMAT, INDEX, VERSION, Field, Shard, expected_datasets, sha256
+from legw_hpc.data.samples import Packed, fitting
 from legw_hpc.data.shardfile import leads_out
 from legw_hpc.errors import InputError
 from legw_hpc.runlog import LOG
@@ -27,20 +28,6 @@ SHARD_BYTES = 1 << 30
 # The dataset of a shard's notes; readers leave alone what the index does not name.
 NOTES = "notes"
 WRITING = ".writing"  # the mark of the process that makes a data folder
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A variable-size field as the file has it: sample i is data[offsets[i]:offsets[i+1]].
-
-    What `write_shard` takes beside a list of bytes, so that a large shard is in memory once.
-    """
-
-    data: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
 
 
 @dataclass(frozen=True)
@@ -63,19 +50,26 @@ class Writer:
         fields: name -> Field.
         samples_per_shard: of every file but the last; by SHARD_BYTES if None.
         compress: gzip level for fixed-size fields, None for contiguous.
+
+    Raises:
+        InputError: a folder that is finished, a run's or cannot be written; no field, or no such gzip level.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         split: str,
         fields: Mapping[str, Field],
         samples_per_shard: int | None = None,
         compress: int | None = None,
     ):
-        make_folder(folder)
-        refuse_finished(folder)
-        self.folder, self.split, self.fields, self.compress = folder, split, dict(fields), compress
+        self.folder, self.split, self.fields, self.compress = Path(folder), split, dict(fields), compress
+        if not fields:
+            raise InputError(f"{folder}/{split}: no field is declared; a sample has one at least")
+        if compress not in (None, *range(10)):
+            raise InputError(f"{folder}/{split}: compress={compress!r}: a gzip level is 0 to 9, or None")
+        make_folder(self.folder)
+        refuse_finished(self.folder)
         self._fixed = {name: _sample_bytes(f.dtype, f.shape) for name, f in fields.items() if f.shape is not None}
         self._by_bytes = samples_per_shard is None and len(self._fixed) < len(fields)
         self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // max(1, sum(self._fixed.values())))  # at most
@@ -88,14 +82,17 @@ class Writer:
         self._count = self._size = 0  # of what is held: samples, and as the limit counts
 
     def write(self, samples: Mapping[str, Any]) -> None:
-        """Append samples: an array [n, *shape] for a fixed-size field, n bytes objects for a variable one.
+        """Append samples.
+
+        Args:
+            samples: every field's: an array [n, *shape] for a fixed-size one; for a variable one n of bytes, bytearrays or 1-d
+                arrays of uint8.
 
         Raises:
-            InputError: counts, shapes or types that do not fit the fields, or a label out of range.
+            InputError: fields, counts, shapes or types other than declared, or a label out of range.
         """
+        samples = fitting(f"{self.folder}/{self.split}", self.fields, samples)
         count = len(next(iter(samples.values())))
-        for name, field in self.fields.items():
-            _check_field(f"{self.folder}/{self.split}", name, field, samples[name], count)
         sizes = self._sizes(samples, count)
         for cut in cut_by_size(np.append(self._size, sizes), self._limit):  # what is held goes before them, as one sample
             if cut.start:
@@ -218,10 +215,9 @@ def write_shard(
         InputError: samples that do not fit the fields, or a folder that cannot be written.
     """
     name = shard_name(split, number)
-    count = len(samples[next(iter(fields))])
+    samples = fitting(f"{folder / name}", fields, samples)
+    count = len(next(iter(samples.values())))
     sums: dict[str, str] = {}
-    for field_name, field in fields.items():
-        _check_field(f"{folder / name}", field_name, field, samples[field_name], count)
     with written_whole(folder / name) as path, h5py.File(path, "w", libver=("earliest", "v110")) as file:
         file.attrs.update(format=FORMAT, version=VERSION, split=split, count=count)
         if source is not None:
@@ -273,7 +269,7 @@ def shard_notes(folder: Path, split: str, number: int) -> Any:
         return json.loads(file[NOTES][...].tobytes()) if NOTES in file and not leads_out(file, NOTES) else None
 
 
-def write_index(folder: Path, splits: Iterable[Writer | Split], **about: Any) -> None:
+def write_index(folder: Path | str, splits: Iterable[Writer | Split], **about: Any) -> None:
     """Finish a data folder.
 
     Args:
@@ -281,7 +277,7 @@ def write_index(folder: Path, splits: Iterable[Writer | Split], **about: Any) ->
         splits: in the order of the index: a writer, whose last shard is written now, or a Split for shards written one by one.
         about: what else the index should say (source, attribution, class names ...).
     """
-    splits = list(splits)
+    folder, splits = Path(folder), list(splits)
     for entry in splits:
         if isinstance(entry, Writer):
             entry.end_shard()
@@ -300,18 +296,6 @@ def write_index(folder: Path, splits: Iterable[Writer | Split], **about: Any) ->
 
 def _sample_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return np.dtype(dtype).itemsize * math.prod(shape)
-
-
-def _check_field(where: str, name: str, field: Field, values: Any, count: int) -> None:
-    if len(values) != count:
-        raise InputError(f"{where}: {name} has {len(values)} samples, the first field {count}")
-    if field.shape is None:
-        return
-    if values.shape[1:] != field.shape or values.dtype != np.dtype(field.dtype):
-        raise InputError(
-            f"{where}: {name} has samples of {values.shape[1:]} {values.dtype}, declared {field.shape} {field.dtype}"
-        )
-    check_labels(where, name, field, values)
 
 
 def _as_datasets(name: str, field: Field, values: Any) -> dict[str, NDArray[Any]]:

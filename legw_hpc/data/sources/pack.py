@@ -16,19 +16,11 @@ from tqdm import tqdm
 
 from legw_hpc.data import order
 from legw_hpc.data.format import VERSION, Field, Shard
+from legw_hpc.data.samples import Packed
 from legw_hpc.data.sources import pool
 from legw_hpc.data.sources.image_check import MAX_PIXELS, MIN_SIDE, QUALITY, RULE, Broken, as_jpeg
 from legw_hpc.data.sources.items import Item, Reader
-from legw_hpc.data.writer import (
-    Packed,
-    Split,
-    cut_by_size,
-    finished_shard,
-    shard_notes,
-    write_index,
-    write_shard,
-    writing,
-)
+from legw_hpc.data.writer import Split, cut_by_size, finished_shard, shard_notes, write_index, write_shard, writing
 from legw_hpc.errors import InputError
 
 ORDER_SEED = 0  # of the order of the samples in the shards: each shard then has all classes
