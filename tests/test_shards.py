@@ -230,6 +230,24 @@ def test_bytes_of_every_kind(tmp_path: Path) -> None:
     assert [each.hex() for each in found] == ["", "616263", "6465", "000102030405", "000204", "000102", "030405"]
 
 
+def test_an_index_names_all_samples(tmp_path: Path) -> None:
+    """Or there is none."""
+    train, again, test = (Writer(tmp_path, split, FIELDS, 4) for split in ("train", "train", "test"))
+    for writer in (train, again):
+        writer.write(samples(5))
+    for writers, words in {(train, again): "split train is named twice", (train, test): "split test has no samples"}.items():
+        with pytest.raises(InputError, match=words):
+            write_index(tmp_path, writers)
+        assert not (tmp_path / "index.json").exists()
+    test.write(samples(3))
+    write_index(tmp_path, [train])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for more in (lambda: train.write(samples(1)), test.end_shard, lambda: write_index(tmp_path, [test])):
+        with pytest.raises(InputError, match="already holds finished shards"):
+            more()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_finished_shards_are_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "d", samples(5))
     before = {path: path.read_bytes() for path in (tmp_path / "d").iterdir()}

@@ -89,8 +89,9 @@ class Writer:
                 arrays of uint8.
 
         Raises:
-            InputError: fields, counts, shapes or types other than declared, or a label out of range.
+            InputError: fields, counts, shapes or types other than declared, a label out of range, or a folder with an index.
         """
+        refuse_finished(self.folder)  # its index would not name them
         samples = fitting(f"{self.folder}/{self.split}", self.fields, samples)
         count = len(next(iter(samples.values())))
         sizes = self._sizes(samples, count)
@@ -109,8 +110,13 @@ class Writer:
                 self._held[name][-1] = self._held[name][-1].copy()  # the caller may fill the array anew
 
     def end_shard(self) -> None:
-        """Write what is held, if anything is, whether or not a shard is full."""
+        """Write what is held, if anything is, whether or not a shard is full.
+
+        Raises:
+            InputError: a folder with an index, or that cannot be written.
+        """
         if self._count:
+            refuse_finished(self.folder)
             samples: dict[str, Any] = dict(self._held)
             for name in self._fixed:
                 samples[name] = samples[name][0] if len(samples[name]) == 1 else np.concatenate(samples[name])
@@ -276,11 +282,21 @@ def write_index(folder: Path | str, splits: Iterable[Writer | Split], **about: A
         folder: where the shards are.
         splits: in the order of the index: a writer, whose last shard is written now, or a Split for shards written one by one.
         about: what else the index should say (source, attribution, class names ...).
+
+    Raises:
+        InputError: a folder that is finished or cannot be written; a split that is named twice, or has no samples.
     """
     folder, splits = Path(folder), list(splits)
+    refuse_finished(folder)
+    names = [entry.split for entry in splits]
+    for name in names:
+        if names.count(name) > 1:  # their shards have the same names
+            raise InputError(f"{folder}: split {name} is named twice; give one writer all its samples")
     for entry in splits:
         if isinstance(entry, Writer):
             entry.end_shard()
+        if not any(shard.count for shard in entry.shards):
+            raise InputError(f"{folder}: split {entry.split} has no samples; write some, or leave it out")
     entries = {
         entry.split: {
             "count": sum(shard.count for shard in entry.shards),
