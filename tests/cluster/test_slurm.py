@@ -229,7 +229,8 @@ def test_an_array_is_a_sweep(call: Call, tmp_path: Path) -> None:
     done = call("legw-hpc", "submit", *words, *machine())
     assert done.returncode == 0, done.stderr
     wait_for(lambda: [finished(path.parent) for path in tmp_path.glob("runs/grid/*/log.jsonl")] == [True, True])
-    first, second = sorted((log[0]["time"], log[-1]["time"]) for log in map(runlog.read, tmp_path.glob("runs/grid/*/")))
+    logs = [runlog.read(path.parent) for path in tmp_path.glob("runs/grid/*/log.jsonl")]
+    first, second = sorted((log[0]["time"], log[-1]["time"]) for log in logs)
     assert first[1] <= second[0]  # one at a time
 
 
