@@ -47,8 +47,8 @@ def mnist_lstm(init: str = INITS[0], dropout: float = 0.0) -> Application:
     )
 
 
-def _loss(model: nn.Module, carried: None, images: Tensor, labels: Tensor, keys: Tensor | None = None) -> tuple[Tensor, None]:
-    return F.cross_entropy(model(images, keys), labels, reduction="sum"), None
+def _loss(model: nn.Module, carried: None, images: Tensor, labels: Tensor, *keys: Tensor) -> tuple[Tensor, None]:
+    return F.cross_entropy(model(images, *keys), labels, reduction="sum"), None
 
 
 def _evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

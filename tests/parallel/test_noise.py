@@ -59,7 +59,7 @@ def test_a_run_logs_it_and_plan_says_whether_a_larger_batch_pays(arguments: list
     found = noise.from_log(lines)
     planned = cli("plan", *arguments, "--noise", tmp_path / "run")
     assert found is not None
-    assert f"over the second half of {tmp_path / 'run'}" in planned.stdout
+    assert f"over the second half of the lines that {tmp_path / 'run'}" in planned.stdout
     assert "of the steps to the same loss" in planned.stdout or "not told from its noise" in planned.stdout
     without = cli("plan", *arguments, "--noise", tmp_path)
     assert (without.returncode, "no run there" in without.stderr) == (2, True)
