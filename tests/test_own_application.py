@@ -59,7 +59,7 @@ def make(**options):
 TRAIN = ["train", "mnist-lstm-sample", "application=broken", "batch=64", "micro_batch=64", "max_steps=2", "threads=1"]
 # what is another -> what is said, before the first step or at it
 WRONG = {
-    "decode gives no tuple": ("decode=lambda *given: mnist.decode(*given)[0]", "decode gives a tensor of shape [1, 28, 28] w"),
+    "decode gives no tuple": ("decode=lambda *given: mnist.decode(*given)[0]", "decode gives a tensor of shape [1, 28, 28], not"),
     "decode gives arrays": ("decode=lambda *g: (np.zeros(1),)", "decode gives (ndarray), not a tuple of tensors"),
     "loss gives no pair": ("loss=lambda *given: mnist.loss(*given)[0]", "loss gives a tensor of shape [], not a pair: the"),
     "loss of each sample": (
@@ -67,10 +67,10 @@ WRONG = {
         "loss gives a tensor of shape [64], not a scalar with a gradient",
     ),
     "loss without a gradient": (
-        "loss=lambda *given: (mnist.loss(*given)[0].detach(), None)", "loss gives a tensor of shape [] without a gradient",
+        "loss=lambda *given: (mnist.loss(*given)[0].detach(), None)", "loss gives a tensor of shape [], not a scalar with a",
     ),
     "evaluate gives a vector": (
-        "evaluate=lambda model, x, y: {'count': torch.ones(3)}", "evaluate gives {count: a tensor of shape [3] without",
+        "evaluate=lambda model, x, y: {'count': torch.ones(3)}", "evaluate gives {count: a tensor of shape [3]}, not sums",
     ),
     "metrics give text": ("metrics=lambda sums: {'accuracy': 'good'}", "metrics gives {accuracy: str}, not metrics by name"),
     "metrics have a log's name": ("metrics=lambda sums: {'step': 1.0}", "metrics may not be called step"),

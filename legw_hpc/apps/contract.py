@@ -56,7 +56,11 @@ def kept(app: Application) -> Application:
 
 
 def check_model(app: Application, model: nn.Module) -> None:
-    """Raises: InputError: nothing to train, or weights that are not float32 (`precision` is of the passes, not of them)."""
+    """Refuse a model that the trainer cannot train: its gradients lie in one float32 buffer (gradients.py).
+
+    Raises:
+        InputError: no weights to train, or some of another type.
+    """
     weights = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     if not weights:
         raise InputError(f"application {app.name}: its model has no weights to train")
@@ -94,7 +98,7 @@ def _refuse(app: Application, what: str, got: object, wanted: str) -> NoReturn:
 
 def _told(got: object) -> str:
     if isinstance(got, Tensor):
-        return f"a tensor of shape {list(got.shape)}" + ("" if got.requires_grad else " without a gradient")
+        return f"a tensor of shape {list(got.shape)}"
     if isinstance(got, tuple):
         return f"({', '.join(map(_told, got))})"
     if isinstance(got, dict):
